@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: MIT
+"""Rules of binfmt.d(5) that could take Windows programs from WSL.
+
+systemd-binfmt registers each rule anew at every start. One that matches Windows
+programs would have them until WSLInterop is put first again, and one called
+WSLInterop would replace it. So those are not for systemd-binfmt: they are
+registered here, when they are not in force already, and it is shown a
+/etc/binfmt.d (by the drop-in, in its own mount namespace) without them.
+"""
+
+import posix
+
+from wsl_binfmt import table
+
+TYPE_CHECKING = False  # in place of that of `typing`, whose import takes long
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# In the order in which one hides a file of the same name in another; as PID 1
+# sees them, because the drop-in's mounts hold for us as well.
+ROOT = "/proc/1/root"
+DIRECTORIES = "/etc/binfmt.d", "/run/binfmt.d", "/usr/local/lib/binfmt.d", "/usr/lib/binfmt.d", "/lib/binfmt.d"
+# What systemd-binfmt is shown for the first of them, if it is there.
+VIEW = "/run/wsl-binfmt/binfmt.d"
+
+
+def take_over(is_ours: "Callable[[str], bool]", start: bytes) -> None:
+    """Register the rules that may match a file that begins with `start`, if need be.
+
+    is_ours: whether a name is one that no rule may have; such a rule is dropped.
+    systemd-binfmt sees all but these rules from its next start on. A rule that
+    the kernel refuses is left to it, for its error message. Raises OSError.
+    """
+    view = {}
+    changed = False
+    for name, (directory, text) in _read().items():
+        lines = text.splitlines()
+        for index, line in enumerate(lines):
+            rule = line.strip()
+            shown = b"" if rule[:1] in (b"", b"#", b";") else entry_text(rule)
+            if not shown or not table.parse(shown).may_match(start):
+                continue
+            entry = rule[1:].split(rule[:1], 1)[0].decode(errors="surrogateescape")
+            if is_ours(entry) or _put_in_force(entry, rule, shown):
+                # Keeps the numbers of the other lines, for messages.
+                lines[index] = b""
+                changed = True
+        if lines != text.splitlines() or directory == DIRECTORIES[0]:
+            view[name] = b"\n".join(lines) + b"\n"
+    _show(view if changed else {})
+
+
+def entry_text(rule: bytes) -> bytes:
+    """Say what the kernel will say of the entry that a rule makes; b"" if it is malformed.
+
+    Kernel: create_entry() and entry_status() in fs/binfmt_misc.c.
+    """
+    fields = rule[1:].split(rule[:1], 6)
+    if len(fields) != 7 or fields[1] not in (b"M", b"E"):
+        return b""
+    _, kind, offset, magic, mask, interpreter, flags = fields
+    if b"C" in flags:
+        flags += b"O"
+    shown = bytes(flag for flag in b"POCF" if flag in flags)
+    text = b"enabled\ninterpreter " + interpreter + b"\nflags: " + shown + b"\n"
+    if kind == b"E":
+        return text + b"extension ." + magic + b"\n"
+    text += b"offset " + (offset or b"0") + b"\nmagic " + unescape(magic).hex().encode() + b"\n"
+    return text + b"mask " + unescape(mask).hex().encode() + b"\n" if mask else text
+
+
+def unescape(text: bytes) -> bytes:
+    r"""Replace each \xHH, as the kernel does."""
+    first, *rest = text.split(b"\\x")
+    try:
+        return first + b"".join(bytes([int(part[:2], 16)]) + part[2:] for part in rest)
+    except ValueError:
+        return text
+
+
+def _put_in_force(name: str, rule: bytes, shown: bytes) -> bool:
+    """Register a rule, unless the table has it; returns whether it has it now."""
+    # With F, the program that the kernel opened may have been replaced since.
+    if table.text(name) == shown and ord("F") not in table.parse(shown).flags:
+        return True
+    try:
+        table.remove(name)
+        table.register(rule)
+    except OSError:
+        return False
+    return True
+
+
+def _read() -> "dict[str, tuple[str, bytes]]":
+    """Read the files that count: directory and text, by name.
+
+    One that cannot be read is left to systemd-binfmt, for its error message.
+    """
+    files: "dict[str, tuple[str, bytes]]" = {}
+    for directory in DIRECTORIES:
+        for name in _listdir(ROOT + directory):
+            if name.endswith(".conf") and name not in files:
+                try:
+                    with open(f"{ROOT}{directory}/{name}", "rb") as file:
+                        files[name] = directory, file.read()
+                except OSError:
+                    pass
+    return files
+
+
+def _show(files: "dict[str, bytes]") -> None:
+    """Have systemd-binfmt see these files for /etc/binfmt.d; that itself, if there are none."""
+    for name in _listdir(VIEW):
+        posix.unlink(f"{VIEW}/{name}")
+    try:
+        posix.rmdir(VIEW)
+    except FileNotFoundError:
+        pass
+    if not files:
+        return
+    for directory in VIEW.rpartition("/")[0], VIEW:
+        try:
+            posix.mkdir(directory, 0o755)
+        except FileExistsError:
+            pass
+    for name, text in files.items():
+        with open(f"{VIEW}/{name}", "wb") as file:
+            file.write(text)
+
+
+def _listdir(directory: str) -> "list[str]":
+    try:
+        return sorted(posix.listdir(directory))
+    except OSError:
+        return []

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: MIT
+"""WSL's entry in the table: whether it answers, and getting it to.
+
+Every change here keeps a handler for Windows programs in place at every
+instant: while WSLInterop is replaced, a stand-in by another name answers. A
+stand-in is also what `hold` leaves for as long as a service may take WSLInterop
+away. There is one for each distro, and it is gone within HOLD_MAX: whoever
+finds it there for longer removes it, because whoever made it was killed.
+"""
+
+import posix
+
+from wsl_binfmt import binfmt_d, table
+
+NAME = "WSLInterop"
+STAND_IN = NAME + "-held-by-"
+WINDOWS = b"MZ"
+# A start of systemd-binfmt.service with all of qemu takes a twentieth of it.
+HOLD_MAX = 1.0  # seconds
+RACES = 3
+
+
+def rule(name: str) -> bytes:
+    """Make the rule by which WSL registers /init, src/linux/init/binfmt.h in its source.
+
+    F has the kernel open /init now, for programs that see another root later;
+    P preserves argv[0].
+    """
+    return f":{name}:M::MZ::/init:FP".encode()
+
+
+def is_ours(name: str) -> bool:
+    """Whether an entry's name is WSL's, or that of a stand-in."""
+    return name == NAME or name.startswith(STAND_IN)
+
+
+def answers(entry: table.Entry) -> bool:
+    """Whether an entry is what WSL registers, be it enabled or not."""
+    return (
+        entry.interpreter == b"/init"
+        and entry.flags == frozenset(b"FP")
+        and entry.magic == WINDOWS
+        and entry.offset == 0
+        and entry.mask in (None, b"\xff\xff")
+    )
+
+
+def stand_in() -> str:
+    """Name this distro's stand-in: by its PID namespace, which no other has."""
+    return STAND_IN + str(posix.stat("/proc/self/ns/pid").st_ino)
+
+
+def fault(names: "list[str]") -> str:
+    """Say why WSL does not answer; "" if it does, or was disabled by hand.
+
+    names: as in table.names().
+    """
+    interop = table.read(NAME)
+    if interop is None:
+        return "WSLInterop is missing"
+    if not interop.enabled:
+        return ""
+    if not answers(interop):
+        return "WSLInterop is not as WSL registers it"
+    for name in names[: names.index(NAME) if NAME in names else None]:
+        entry = table.read(name)
+        if entry and entry.may_match(WINDOWS) and not answers(entry):
+            return f"{name} outranks WSLInterop"
+    return ""
+
+
+def restore() -> str:
+    """Make WSL answer, and remove what stands in for it.
+
+    While another distro holds its own stand-in, that distro will do the rest.
+    Returns what was wrong; "" if nothing. Raises OSError.
+    """
+    with table.Lock():
+        return _restore()
+
+
+def hold() -> str:
+    """Make WSL answer whatever becomes of WSLInterop, until restore() or HOLD_MAX.
+
+    The stand-in is disabled if WSLInterop is, which is how restore() knows that
+    an administrator did so. Returns and raises as restore() does.
+    """
+    with table.Lock():
+        wrong = _restore()
+        binfmt_d.take_over(is_ours, WINDOWS)
+        enabled = _enabled(table.names())
+        table.register(rule(stand_in()))
+        if not enabled:
+            table.disable(stand_in())
+        return wrong
+
+
+def _restore() -> str:
+    for _ in range(RACES):
+        try:
+            return _restore_once()
+        except (FileExistsError, FileNotFoundError):
+            # Programs that know nothing of the lock change the table too.
+            pass
+    return _restore_once()
+
+
+def _restore_once() -> str:
+    names = table.names()
+    enabled = _enabled(names)
+    mine = stand_in()
+    stand_ins = [name for name in names if name.startswith(STAND_IN)]
+    if any(_is_held(name) for name in stand_ins if name != mine):
+        table.remove(mine)
+        return ""
+    wrong = fault(names)
+    if wrong and NAME in names and mine not in names:
+        table.register(rule(mine))
+        stand_ins.append(mine)
+    if wrong:
+        table.remove(NAME)
+        table.register(rule(NAME))
+    interop = table.read(NAME)
+    if interop and interop.enabled and not enabled:
+        table.disable(NAME)
+    for name in stand_ins:
+        table.remove(name)
+    return wrong
+
+
+def _enabled(names: "list[str]") -> bool:
+    """Whether WSLInterop is meant to be enabled: nobody disabled it by hand."""
+    entries = [table.read(name) for name in names if is_ours(name)]
+    return all(entry is None or entry.enabled for entry in entries)
+
+
+def _is_held(name: str) -> bool:
+    """Whether the distro that made a stand-in is still at it."""
+    try:
+        return 0 <= table.age(name) < HOLD_MAX
+    except FileNotFoundError:
+        return False
