@@ -13,4 +13,6 @@ install:
 	install -d $(DESTDIR)$(PREFIX)/lib/wsl-binfmt-generator/wsl_binfmt
 	install -m 644 generator/wsl_binfmt/*.py $(DESTDIR)$(PREFIX)/lib/wsl-binfmt-generator/wsl_binfmt
 	sed -i 's/@VERSION@/$(VERSION)/' $(DESTDIR)$(PREFIX)/lib/wsl-binfmt-generator/wsl_binfmt/command.py
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system units/*.mount units/*.path units/*.service
+	install -m 644 units/status $(DESTDIR)$(PREFIX)/lib/wsl-binfmt-generator/status
 	/usr/bin/python3 -m compileall -q -s '$(DESTDIR)' -p / $(DESTDIR)$(PREFIX)/lib/wsl-binfmt-generator

@@ -14,7 +14,7 @@ from wsl_binfmt import table
 
 TYPE_CHECKING = False  # in place of that of `typing`, whose import takes long
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 # In the order in which one hides a file of the same name in another; as PID 1
 # sees them, because the drop-in's mounts hold for us as well.
@@ -35,19 +35,22 @@ def take_over(is_ours: "Callable[[str], bool]", start: bytes) -> None:
     changed = False
     for name, (directory, text) in _read().items():
         lines = text.splitlines()
-        for index, line in enumerate(lines):
-            rule = line.strip()
-            shown = b"" if rule[:1] in (b"", b"#", b";") else entry_text(rule)
+        for index, rule in _rules(text):
+            shown = entry_text(rule)
             if not shown or not table.parse(shown).may_match(start):
                 continue
-            entry = rule[1:].split(rule[:1], 1)[0].decode(errors="surrogateescape")
-            if is_ours(entry) or _put_in_force(entry, rule, shown):
+            if is_ours(_name(rule)) or _put_in_force(_name(rule), rule, shown):
                 # Keeps the numbers of the other lines, for messages.
                 lines[index] = b""
                 changed = True
         if lines != text.splitlines() or directory == DIRECTORIES[0]:
             view[name] = b"\n".join(lines) + b"\n"
     _show(view if changed else {})
+
+
+def names() -> "set[str]":
+    """Names of the entries that the rules make."""
+    return {_name(rule) for _, text in _read().values() for _, rule in _rules(text)}
 
 
 def entry_text(rule: bytes) -> bytes:
@@ -78,6 +81,18 @@ def unescape(text: bytes) -> bytes:
         return text
 
 
+def _rules(text: bytes) -> "Iterator[tuple[int, bytes]]":
+    """The rules of a file, each with the index of its line."""
+    for index, line in enumerate(text.splitlines()):
+        rule = line.strip()
+        if rule and rule[:1] not in (b"#", b";"):
+            yield index, rule
+
+
+def _name(rule: bytes) -> str:
+    return rule[1:].split(rule[:1], 1)[0].decode(errors="surrogateescape")
+
+
 def _put_in_force(name: str, rule: bytes, shown: bytes) -> bool:
     """Register a rule, unless the table has it; returns whether it has it now."""
     # With F, the program that the kernel opened may have been replaced since.
@@ -98,7 +113,7 @@ def _read() -> "dict[str, tuple[str, bytes]]":
     """
     files: "dict[str, tuple[str, bytes]]" = {}
     for directory in DIRECTORIES:
-        for name in _listdir(ROOT + directory):
+        for name in listdir(ROOT + directory):
             if name.endswith(".conf") and name not in files:
                 try:
                     with open(f"{ROOT}{directory}/{name}", "rb") as file:
@@ -110,7 +125,7 @@ def _read() -> "dict[str, tuple[str, bytes]]":
 
 def _show(files: "dict[str, bytes]") -> None:
     """Have systemd-binfmt see these files for /etc/binfmt.d; that itself, if there are none."""
-    for name in _listdir(VIEW):
+    for name in listdir(VIEW):
         posix.unlink(f"{VIEW}/{name}")
     try:
         posix.rmdir(VIEW)
@@ -118,17 +133,24 @@ def _show(files: "dict[str, bytes]") -> None:
         pass
     if not files:
         return
-    for directory in VIEW.rpartition("/")[0], VIEW:
+    for name, text in files.items():
+        write_file(f"{VIEW}/{name}", text)
+
+
+def write_file(path: str, data: bytes) -> None:
+    """Write a file, and the directories that it is in; raises OSError."""
+    at = 0
+    while (at := path.find("/", at + 1)) > 0:
         try:
-            posix.mkdir(directory, 0o755)
+            posix.mkdir(path[:at], 0o755)
         except FileExistsError:
             pass
-    for name, text in files.items():
-        with open(f"{VIEW}/{name}", "wb") as file:
-            file.write(text)
+    with open(path, "wb") as file:
+        file.write(data)
 
 
-def _listdir(directory: str) -> "list[str]":
+def listdir(directory: str) -> "list[str]":
+    """List the names in a directory, sorted; none if it cannot be read."""
     try:
         return sorted(posix.listdir(directory))
     except OSError:

@@ -4,11 +4,11 @@
 import posix
 import sys
 
-from wsl_binfmt import interop, table
+from wsl_binfmt import formats, interop, table
 
 NAME = "wsl-binfmt"
 VERSION = "@VERSION@"
-USAGE = f"usage: {NAME} restore|hold"
+USAGE = f"usage: {NAME} restore|hold|settle [UNIT]"
 HELP = f"""{USAGE}
 
 Keep Windows programs starting in this WSL distro. systemd runs this by what
@@ -17,24 +17,28 @@ wsl-binfmt-generator(8) writes; run by hand, as root, it does the same.
   restore         put WSLInterop first in the kernel's table again, if it is not
   hold            restore, and keep a second entry beside WSLInterop until the
                   next restore, for a second at most
+  settle          wait until no second entry is held, restore until nothing is
+                  wrong, and have services register formats that they lost
+  UNIT            the service that was started: restore notes its formats
   -h, --help      show this text
   --version       show the version
 
 Exit status: 0 Windows programs start, or it is not for us to see to it;
 1 they may not; 2 wrong arguments."""
 
-ACTIONS = {"restore": interop.restore, "hold": interop.hold}
+ACTIONS = {"restore": interop.restore, "hold": interop.hold, "settle": interop.settle}
 # What the generator wrote last: the decision is its own. It writes this file
 # only if this is a WSL distro whose user wants Windows programs.
 DECISION = "/run/systemd/generator/binfmt-support.service.d/50-wsl-binfmt.conf"
+INIT = "/init"
+SYSTEMCTL = "systemctl", "--no-block", "reload-or-restart"
 ST_RDONLY = 1  # statvfs(3)
 
 
-def run(args: "list[str]", by_hand: bool) -> int:
+def run(args: "list[str]", environ: "dict[bytes, bytes]") -> int:
     """Run the command; returns its exit status.
 
-    args: what follows the program's name. by_hand: whether not systemd started
-    us; only then has anybody to find out whether there is something to do.
+    args: what follows the program's name. environ: as in `posix.environ`.
     """
     if args in (["-h"], ["--help"]):
         print(HELP)
@@ -42,22 +46,40 @@ def run(args: "list[str]", by_hand: bool) -> int:
     if args == ["--version"]:
         print(NAME, VERSION)
         return 0
-    if len(args) != 1 or args[0] not in ACTIONS:
+    action, *units = args or [""]
+    if action not in ACTIONS or units not in ([], *([unit] for unit in formats.SOURCES)):
         print(USAGE, file=sys.stderr)
         return 2
+    # Only a person has to be told, and may be anywhere; systemd runs this by
+    # what the generator wrote, which may be gone for a moment in a daemon-reload.
+    if b"INVOCATION_ID" not in environ and not exists(DECISION):
+        return say("not a WSL distro, or switched off in /etc/wsl.conf: nothing to do", 0)
     try:
-        if by_hand and not exists(DECISION):
-            return say("not a WSL distro, or switched off in /etc/wsl.conf: nothing to do", 0)
         if not exists(f"{table.DIRECTORY}/register"):
             return say(f"{table.DIRECTORY} is not mounted: nothing to do", 0)
         if posix.statvfs(table.DIRECTORY).f_flag & ST_RDONLY:
             return say(f"{table.DIRECTORY} is read-only: nothing to do", 0)
-        wrong = ACTIONS[args[0]]()
-    except PermissionError as e:
-        return say(f"{e.filename or table.DIRECTORY}: {e.strerror}, run this as root", 1)
+        if not posix.access(INIT, posix.X_OK):
+            return say(f"{INIT} cannot be run, it is what starts Windows programs; is this WSL?", 1)
+        wrong = ACTIONS[action]()
+        if wrong:
+            say(f"{wrong}: restored", 0)
+        for unit in units:
+            # Of a stopped service; a failed one may have registered some.
+            if environ.get(b"SERVICE_RESULT") == b"success":
+                formats.forget(unit)
+            else:
+                formats.note(unit)
+        if action == "settle":
+            lost = formats.lost()
+            if lost:
+                say(f"{', '.join(lost)}: formats are missing, reloading", 0)
+                posix.waitpid(posix.posix_spawn("/usr/bin/systemctl", [*SYSTEMCTL, *lost], environ), 0)
+    except PermissionError:
+        return say(f"may not change {table.DIRECTORY}, run this as root", 1)
     except OSError as e:
-        return say(f"cannot register /init for Windows programs: {e.filename or '/init'}: {e.strerror}", 1)
-    return say(f"{wrong}: restored", 0) if wrong else 0
+        return say(f"cannot change {e.filename or table.DIRECTORY}: {e.strerror}", 1)
+    return 0
 
 
 def exists(path: str) -> bool:
@@ -78,7 +100,7 @@ def say(message: str, status: int) -> int:
 def main() -> None:
     """Run the command with the arguments of this process, and end it."""
     try:
-        status = run(sys.argv[1:], b"INVOCATION_ID" not in posix.environ)
+        status = run(sys.argv[1:], posix.environ)
     except KeyboardInterrupt:
         status = 130
     except Exception as e:

@@ -9,6 +9,7 @@ finds it there for longer removes it, because whoever made it was killed.
 """
 
 import posix
+import time
 
 from wsl_binfmt import binfmt_d, table
 
@@ -17,7 +18,10 @@ STAND_IN = NAME + "-held-by-"
 WINDOWS = b"MZ"
 # A start of systemd-binfmt.service with all of qemu takes a twentieth of it.
 HOLD_MAX = 1.0  # seconds
+# Others who change the table know nothing of the lock: so often we try again.
 RACES = 3
+# Looks of a settle(): as many as one hold may take, and as many again.
+SETTLE_MAX = 100
 
 
 def rule(name: str) -> bytes:
@@ -95,13 +99,30 @@ def hold() -> str:
         return wrong
 
 
+def settle() -> str:
+    """Restore when nobody holds a stand-in, and go on until a look finds nothing wrong.
+
+    Returns what was wrong first. Raises OSError.
+    """
+    first = ""
+    for _ in range(SETTLE_MAX):
+        with table.Lock():
+            held = any(_is_held(name) for name in table.names() if name.startswith(STAND_IN))
+            wrong = "" if held else _restore()
+        first = first or wrong
+        if held:
+            time.sleep(HOLD_MAX / 50)
+        elif not wrong:
+            break
+    return first
+
+
 def _restore() -> str:
     for _ in range(RACES):
         try:
             return _restore_once()
         except (FileExistsError, FileNotFoundError):
-            # Programs that know nothing of the lock change the table too.
-            pass
+            continue
     return _restore_once()
 
 

@@ -72,7 +72,6 @@ MASKED = (
     "getty.target",
     "kmod-static-nodes.service",
     "modprobe@.service",
-    "proc-sys-fs-binfmt_misc.automount",
     "remote-fs.target",
     "sys-fs-fuse-connections.mount",
     "sys-kernel-config.mount",
