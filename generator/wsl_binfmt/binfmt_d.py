@@ -24,10 +24,11 @@ DIRECTORIES = "/etc/binfmt.d", "/run/binfmt.d", "/usr/local/lib/binfmt.d", "/usr
 VIEW = "/run/wsl-binfmt/binfmt.d"
 
 
-def take_over(is_ours: "Callable[[str], bool]", start: bytes) -> None:
+def take_over(is_ours: "Callable[[str], bool]", start: bytes, go_first: "Callable[[], None]") -> None:
     """Register the rules that may match a file that begins with `start`, if need be.
 
     is_ours: whether a name is one that no rule may have; such a rule is dropped.
+    go_first: is called as soon as a rule is registered, to outrank it.
     systemd-binfmt sees all but these rules from its next start on. A rule that
     the kernel refuses is left to it, for its error message. Raises OSError.
     """
@@ -39,7 +40,7 @@ def take_over(is_ours: "Callable[[str], bool]", start: bytes) -> None:
             shown = entry_text(rule)
             if not shown or not table.parse(shown).may_match(start):
                 continue
-            if is_ours(_name(rule)) or _put_in_force(_name(rule), rule, shown):
+            if is_ours(_name(rule)) or _in_force(_name(rule), shown) or _register(rule, go_first):
                 # Keeps the numbers of the other lines, for messages.
                 lines[index] = b""
                 changed = True
@@ -93,16 +94,25 @@ def _name(rule: bytes) -> str:
     return rule[1:].split(rule[:1], 1)[0].decode(errors="surrogateescape")
 
 
-def _put_in_force(name: str, rule: bytes, shown: bytes) -> bool:
-    """Register a rule, unless the table has it; returns whether it has it now."""
-    # With F, the program that the kernel opened may have been replaced since.
-    if table.text(name) == shown and ord("F") not in table.parse(shown).flags:
-        return True
+def _in_force(name: str, shown: bytes) -> bool:
+    """Whether the table has an entry, and the program that F had opened is still that."""
+    if table.text(name) != shown:
+        return False
+    entry = table.parse(shown)
     try:
-        table.remove(name)
+        return ord("F") not in entry.flags or posix.stat(entry.interpreter).st_ctime < table.registered(name)
+    except OSError:
+        return False
+
+
+def _register(rule: bytes, go_first: "Callable[[], None]") -> bool:
+    """Register a rule anew; returns whether the kernel took it."""
+    try:
+        table.remove(_name(rule))
         table.register(rule)
     except OSError:
         return False
+    go_first()
     return True
 
 

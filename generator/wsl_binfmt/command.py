@@ -29,9 +29,8 @@ Exit status: 0 Windows programs start, or it is not for us to see to it;
 ACTIONS = {"restore": interop.restore, "hold": interop.hold, "settle": interop.settle}
 # What the generator wrote last: the decision is its own. It writes this file
 # only if this is a WSL distro whose user wants Windows programs.
-DECISION = "/run/systemd/generator/binfmt-support.service.d/50-wsl-binfmt.conf"
+DECISION = "/run/systemd/generator/sysinit.target.wants/wsl-binfmt-restore.path"
 INIT = "/init"
-SYSTEMCTL = "systemctl", "--no-block", "reload-or-restart"
 ST_RDONLY = 1  # statvfs(3)
 
 
@@ -61,20 +60,18 @@ def run(args: "list[str]", environ: "dict[bytes, bytes]") -> int:
             return say(f"{table.DIRECTORY} is read-only: nothing to do", 0)
         if not posix.access(INIT, posix.X_OK):
             return say(f"{INIT} cannot be run, it is what starts Windows programs; is this WSL?", 1)
-        wrong = ACTIONS[action]()
-        if wrong:
-            say(f"{wrong}: restored", 0)
         for unit in units:
             # Of a stopped service; a failed one may have registered some.
             if environ.get(b"SERVICE_RESULT") == b"success":
                 formats.forget(unit)
             else:
                 formats.note(unit)
+        wrong = ACTIONS[action]()
+        if wrong:
+            say(f"{wrong}: restored", 0)
         if action == "settle":
-            lost = formats.lost()
-            if lost:
-                say(f"{', '.join(lost)}: formats are missing, reloading", 0)
-                posix.waitpid(posix.posix_spawn("/usr/bin/systemctl", [*SYSTEMCTL, *lost], environ), 0)
+            for unit in formats.bring_back():
+                say(f"{unit}: formats are missing, reloading it", 0)
     except PermissionError:
         return say(f"may not change {table.DIRECTORY}, run this as root", 1)
     except OSError as e:

@@ -1,16 +1,27 @@
 # SPDX-License-Identifier: MIT
 """The other formats of this distro: which its services registered, and whether they are lost.
 
-A wipe by another distro takes them as well. What a service has in the table is
-noted after each of its starts, so that a rule that the kernel refuses, or one
-that is new, is not taken for lost.
+A wipe by another distro takes them as well, and they come back by a reload of
+the service. That a format is missing does not tell a wipe: an administrator may
+have removed it, or the other service, which may have the same ones. After a
+wipe none is left, and WSLInterop is not the entry that it was either.
 """
 
 import posix
+import time
 
 from wsl_binfmt import binfmt_d, table
 
+TYPE_CHECKING = False  # in place of that of `typing`, whose import takes long
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 NOTES = "/run/wsl-binfmt"
+# Of the entry, and of the note about it.
+INTEROP = "WSLInterop"
+TRIES_MAX = 3
+BRING_BACK_MAX = 1.0  # seconds
+SYSTEMCTL = "/usr/bin/systemctl"
 # What each service registers, from where.
 SOURCES = {
     "systemd-binfmt.service": binfmt_d.names,
@@ -19,33 +30,86 @@ SOURCES = {
 
 
 def note(unit: str) -> None:
-    """Note which of its formats a service has in the table; raises OSError."""
-    names = SOURCES[unit]() & set(table.names())
-    binfmt_d.write_file(f"{NOTES}/{unit}", "\0".join(sorted(names)).encode(errors="surrogateescape"))
+    """Note the formats that a service has in the table, after its start; raises OSError.
+
+    One that it had before and has not now was lost again meanwhile, or cannot be
+    registered any more: it counts as lost for TRIES_MAX starts.
+    """
+    tries, before = _read(unit)
+    now = {name: table.inode(name) for name in SOURCES[unit]()}
+    tries = tries + 1 if any(now.get(name) == 0 for name in before) else 0
+    if tries > TRIES_MAX:
+        tries = 0
+    kept = {name: inode for name, inode in now.items() if inode or (tries and name in before)}
+    _write(unit, tries, kept)
+
+
+def saw(interop: int) -> None:
+    """Note the inode of WSLInterop that was there last; raises OSError."""
+    if _read(INTEROP)[0] != interop:
+        _write(INTEROP, interop, {})
 
 
 def forget(unit: str) -> None:
-    """Note that a service has been stopped, and is to have none."""
+    """Note that a service has been stopped, and is to have no formats; raises OSError."""
     try:
         posix.unlink(f"{NOTES}/{unit}")
     except FileNotFoundError:
         pass
 
 
-def lost() -> "list[str]":
-    """List the services whose formats are no longer all in the table.
+def lost(seen: int) -> "list[str]":
+    """List the services that are to register their formats again.
 
-    Tells of each loss once: the start that follows makes a new note.
+    seen: the inode of WSLInterop now.
     """
+    wiped = _read(INTEROP)[0] not in (0, seen)
     units = []
-    present = set(table.names())
     for unit in SOURCES:
-        try:
-            with open(f"{NOTES}/{unit}", "rb") as file:
-                names = file.read().decode(errors="surrogateescape").split("\0")
-        except FileNotFoundError:
-            continue
-        if not present.issuperset(filter(None, names)):
-            forget(unit)
+        tries, names = _read(unit)
+        if tries or (wiped and names and not any(table.inode(name) == inode for name, inode in names.items())):
             units.append(unit)
     return units
+
+
+def bring_back() -> "Iterator[str]":
+    """Have the services with lost formats register them again; yields each once.
+
+    One that is starting or stopping is left alone, so this goes on until nothing
+    is lost, or for BRING_BACK_MAX. Raises OSError.
+    """
+    told = set()
+    for _ in range(10):
+        units = lost(table.inode(INTEROP))
+        if not units:
+            break
+        for unit in units:
+            # A refused rule makes the service fail; the other rules count.
+            verb = "restart" if _systemctl("is-failed", "--quiet", unit) else "try-reload-or-restart"
+            if _systemctl("--no-block", verb, unit) and unit not in told:
+                told.add(unit)
+                yield unit
+        time.sleep(BRING_BACK_MAX / 10)
+    saw(table.inode(INTEROP))
+
+
+def _systemctl(*args: str) -> bool:
+    """Run systemctl(1); returns whether its exit status was 0."""
+    return posix.waitpid(posix.posix_spawn(SYSTEMCTL, [SYSTEMCTL, *args], posix.environ), 0)[1] == 0
+
+
+def _read(name: str) -> "tuple[int, dict[str, int]]":
+    """Read a note: a number, and the inode of each entry, 0 for one that was not there."""
+    try:
+        with open(f"{NOTES}/{name}", "rb") as file:
+            number, *pairs = file.read().decode(errors="surrogateescape").split("\0")
+        return int(number), dict(zip(pairs[::2], map(int, pairs[1::2])))
+    except (OSError, ValueError):
+        return 0, {}
+
+
+def _write(name: str, number: int, inodes: "dict[str, int]") -> None:
+    fields = [str(number)]
+    for entry, inode in inodes.items():
+        fields += entry, str(inode)
+    binfmt_d.write_file(f"{NOTES}/{name}", "\0".join(fields).encode(errors="surrogateescape"))

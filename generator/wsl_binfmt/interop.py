@@ -91,11 +91,16 @@ def hold() -> str:
     """
     with table.Lock():
         wrong = _restore()
-        binfmt_d.take_over(is_ours, WINDOWS)
         enabled = _enabled(table.names())
-        table.register(rule(stand_in()))
-        if not enabled:
-            table.disable(stand_in())
+
+        def go_first() -> None:
+            table.remove(stand_in())
+            table.register(rule(stand_in()))
+            if not enabled:
+                table.disable(stand_in())
+
+        go_first()
+        binfmt_d.take_over(is_ours, WINDOWS, go_first)
         return wrong
 
 
@@ -158,6 +163,6 @@ def _enabled(names: "list[str]") -> bool:
 def _is_held(name: str) -> bool:
     """Whether the distro that made a stand-in is still at it."""
     try:
-        return 0 <= table.age(name) < HOLD_MAX
+        return 0 <= time.time() - table.registered(name) < HOLD_MAX
     except FileNotFoundError:
         return False

@@ -100,9 +100,17 @@ def read(name: str) -> "Entry | None":
     return None if said is None else parse(said)
 
 
-def age(name: str) -> float:
-    """Tell the seconds since an entry was registered; raises FileNotFoundError."""
-    return time.time() - posix.stat(f"{DIRECTORY}/{name}").st_mtime
+def inode(name: str) -> int:
+    """Tell the inode of an entry, which another registration does not have; 0 if there is none."""
+    try:
+        return posix.stat(f"{DIRECTORY}/{name}").st_ino
+    except FileNotFoundError:
+        return 0
+
+
+def registered(name: str) -> float:
+    """Tell when an entry was registered, in seconds as time.time(); raises FileNotFoundError."""
+    return posix.stat(f"{DIRECTORY}/{name}").st_mtime
 
 
 def register(rule: bytes) -> None:

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: MIT
+"""A Windows program starts, whatever happens to the two services that register formats."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+
+from bed import Vm
+from checks import eventually, right
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bed import Distro
+
+    Boot = Callable[..., Distro]
+
+SYSTEMD_BINFMT = "systemd-binfmt.service"
+RIVAL = ":wine:M::MZ::/bin/true:\n"
+BINFMT_D = {
+    "as it is": {},
+    "a rival": {"/etc/binfmt.d/wine.conf": RIVAL},
+    "a rival with F": {"/etc/binfmt.d/wine.conf": ":wine:M::MZ::/bin/true:F\n"},
+    "a rival for extensions": {"/etc/binfmt.d/exe.conf": ":exe:E::exe::/bin/true:\n"},
+    "a rival in /usr": {"/usr/lib/binfmt.d/wine.conf": "# wine\n" + RIVAL + "\n:x:M::xx::/bin/true:\n"},
+    "WSLInterop itself": {"/etc/binfmt.d/WSLInterop.conf": ":WSLInterop:M::MZ::/init:PF\n"},
+    "WSLInterop without F": {"/usr/lib/binfmt.d/wsl.conf": ":WSLInterop:M::MZ::/init:P\n"},
+    "WSLInterop as WSL's own test": {"/etc/binfmt.d/wsl.conf": ":WSLInterop:M::MZ::/bin/echo:PF\n"},
+}
+
+BINFMT_SUPPORT = {
+    "/etc/systemd/system/multi-user.target.wants/binfmt-support.service": "-> /usr/lib/systemd/system/binfmt-support.service",
+    "/var/lib/binfmts/wine": "wine\nmagic\n0\nMZ\n\n/bin/true\n\n\n\n\n",
+}
+
+
+@pytest.mark.parametrize("content", BINFMT_D)
+def test_every_launch_works(any_vm: Vm, boot: Boot, content: str) -> None:
+    distro = boot(any_vm, files=BINFMT_D[content])
+    assert distro.wait_until_up() == "running"
+    assert distro.interop()
+    with distro.launching() as launches:
+        for _ in range(3):
+            distro.systemctl("restart", SYSTEMD_BINFMT)
+            assert right(any_vm)
+            distro.systemctl("stop", SYSTEMD_BINFMT)
+            assert right(any_vm)
+            distro.systemctl("start", SYSTEMD_BINFMT)
+            distro.systemctl("reload", SYSTEMD_BINFMT)
+            assert right(any_vm)
+            distro.systemctl("daemon-reload")
+            distro.systemctl("restart", SYSTEMD_BINFMT)
+    assert launches.count > 100
+    assert launches.failed == 0
+    assert distro.interop()
+    # What is not WSL's is there as well, but for rules that call themselves so.
+    for text in BINFMT_D[content].values():
+        for line in text.splitlines():
+            if line.startswith(":") and not line.startswith(":WSLInterop:"):
+                assert any_vm.entry(line.split(":")[1])
+
+
+def test_a_hundred_restarts(any_vm: Vm, boot: Boot) -> None:
+    distro = boot(any_vm, files=BINFMT_D["a rival"])
+    with distro.launching() as launches:
+        for _ in range(100):
+            distro.systemctl("restart", SYSTEMD_BINFMT)
+    assert launches.count > 1000
+    assert launches.failed == 0
+
+
+@pytest.mark.parametrize("generation", ["none", "2.6"])
+def test_without_us_launches_fail(generation: str, boot: Boot) -> None:
+    """The test above can fail: what WSL does itself does not pass it."""
+    with Vm(generation) as vm, vm.distro(installed=False) as distro, distro.launching() as launches:
+        for _ in range(4):
+            distro.systemctl("restart", SYSTEMD_BINFMT)
+    assert launches.failed > 0
+
+
+def test_a_read_only_table_is_left_alone(read_only_vm: Vm, boot: Boot) -> None:
+    distro = boot(read_only_vm, files=BINFMT_SUPPORT)
+    assert distro.wait_until_up() == "running"
+    for unit in SYSTEMD_BINFMT, "binfmt-support.service":
+        distro.systemctl("restart", unit)
+    assert distro.interop()
+    assert "is read-only: nothing to do" in distro.run("wsl-binfmt", "restore")
+    assert distro.systemctl("is-system-running").strip() == "running"
+
+
+def test_without_the_table_nothing_fails(vm: Vm, boot: Boot) -> None:
+    distro = boot(vm)
+    distro.shell("umount -l /proc/sys/fs/binfmt_misc/status; umount -l /proc/sys/fs/binfmt_misc")
+    distro.systemctl("restart", SYSTEMD_BINFMT)
+    assert "is not mounted: nothing to do" in distro.run("wsl-binfmt", "restore")
+    assert distro.systemctl("is-system-running").strip() == "running"
+
+
+def test_a_refused_rule(any_vm: Vm, boot: Boot) -> None:
+    distro = boot(any_vm, files={"/etc/binfmt.d/bad.conf": ":bad:M::\n" + RIVAL})
+    assert distro.wait_until_up() == "degraded"
+    assert distro.interop()
+    with distro.launching() as launches:
+        for _ in range(3):
+            assert "failed" in distro.systemctl("restart", SYSTEMD_BINFMT, check=False)
+            assert right(any_vm)
+    assert launches.failed == 0
+    assert "/etc/binfmt.d/bad.conf:1: " in distro.journal(SYSTEMD_BINFMT)
+
+
+def test_a_reload_with_a_refused_rule_fails_and_restores(vm: Vm, boot: Boot) -> None:
+    distro = boot(vm)
+    distro.write("/etc/binfmt.d/bad.conf", ":bad:M::\n")
+    distro.systemctl("stop", "wsl-binfmt-restore.path")
+    vm.write("register", RIVAL.strip())
+    assert "failed" in distro.systemctl("reload", SYSTEMD_BINFMT, check=False)
+    assert vm.names().index("WSLInterop") < vm.names().index("wine")
+
+
+def test_beside_an_administrators_override(any_vm: Vm, boot: Boot) -> None:
+    distro = boot(
+        any_vm,
+        files={
+            f"/etc/systemd/system/{SYSTEMD_BINFMT}.d/override.conf": "[Service]\nExecStartPost=/bin/touch /run/edited\n"
+        },
+    )
+    assert distro.path("/run/edited").exists()
+    distro.systemctl("restart", SYSTEMD_BINFMT)
+    assert right(any_vm)
+
+
+def test_the_documented_condition_override(any_vm: Vm, boot: Boot) -> None:
+    distro = boot(
+        any_vm,
+        files={f"/etc/systemd/system/{SYSTEMD_BINFMT}.d/override.conf": "[Unit]\nConditionVirtualization=!wsl\n"},
+    )
+    assert "inactive" in distro.systemctl("is-active", SYSTEMD_BINFMT, check=False)
+    distro.systemctl("restart", SYSTEMD_BINFMT)
+    assert "inactive" in distro.systemctl("is-active", SYSTEMD_BINFMT, check=False)
+    assert distro.interop()
+
+
+def test_an_entry_disabled_by_hand_stays_so(any_vm: Vm, boot: Boot) -> None:
+    distro = boot(any_vm, files=BINFMT_D["WSLInterop itself"])
+    distro.shell("echo 0 >/proc/sys/fs/binfmt_misc/WSLInterop")
+    for verb in "restart", "reload", "restart", "stop", "start":
+        distro.systemctl(verb, SYSTEMD_BINFMT)
+        assert (any_vm.entry("WSLInterop") or "").startswith("disabled\n")
+        assert not [name for name in any_vm.names() if name.startswith("WSLInterop-held-by-")]
+    assert distro.run("wsl-binfmt", "restore") == ""
+    assert (any_vm.entry("WSLInterop") or "").startswith("disabled\n")
+    if any_vm.generation != "2.6.1":  # which has one more entry that answers
+        assert not distro.interop()
+    distro.shell("echo 1 >/proc/sys/fs/binfmt_misc/WSLInterop")
+    assert distro.interop()
+
+
+def test_programs_that_see_no_init(any_vm: Vm, boot: Boot) -> None:
+    """F keeps /init open: for a chroot, a mount namespace, and when the distro that registered is gone."""
+    with any_vm.distro() as registrar:
+        any_vm.write("WSLInterop", "-1")
+        eventually(lambda: right(any_vm))
+        registrar.systemctl("restart", SYSTEMD_BINFMT)
+    distro = boot(any_vm, installed=False, files={f"/etc/systemd/system/{SYSTEMD_BINFMT}": "-> /dev/null"})
+    assert right(any_vm)
+    assert distro.interop()
+    distro.path("/tmp/elsewhere").mkdir()
+    program = distro.windows_program("/tmp/elsewhere/program.exe")
+    assert distro.run("chroot", "/tmp/elsewhere", "/program.exe", "hello").startswith("/init /program.exe")
+    answer = distro.run("unshare", "--mount", "sh", "-c", f"umount /init; mount --bind /dev/null /init; {program} hello")
+    assert answer.startswith(f"/init {program}")
+
+
+def test_nothing_but_what_is_wrong_is_rewritten(any_vm: Vm, boot: Boot) -> None:
+    distro = boot(any_vm)
+    any_vm.write("register", ":theirs:M::theirs::/bin/true:")
+    before = {name: (any_vm.table / name).stat().st_ino for name in any_vm.names()}
+    distro.run("wsl-binfmt", "restore")
+    assert {name: (any_vm.table / name).stat().st_ino for name in any_vm.names()} == before
+    any_vm.write("register", RIVAL.strip())
+    distro.run("wsl-binfmt", "restore")
+    after = {name: (any_vm.table / name).stat().st_ino for name in any_vm.names()}
+    assert {name for name in before if after[name] != before[name]} == {"WSLInterop"}
+    assert "wine" in after
+    distro.systemctl("restart", SYSTEMD_BINFMT)
+    assert {"theirs", "wine"} <= set(any_vm.names())
+
+
+def test_binfmt_support(any_vm: Vm, boot: Boot) -> None:
+    distro = boot(any_vm, files=BINFMT_SUPPORT)
+    assert distro.wait_until_up() == "running"
+    assert any_vm.entry("wine")
+    assert distro.interop()
+    for verb in "restart", "reload", "stop", "start":
+        distro.systemctl(verb, "binfmt-support.service")
+        assert right(any_vm)
+        assert distro.interop()
+    assert any_vm.entry("wine")
+
+
+def foreign_program() -> bytes:
+    """An ELF file for aarch64, elf(5), that does exit(42)."""
+    base, code = 0x400000, bytes.fromhex("400580d2 a80b80d2 010000d4")  # mov x0, 42; mov x8, 93; svc 0
+    header = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
+    header += struct.pack("<HHIQQQIHHHHHH", 2, 183, 1, base + 120, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, base, base, 120 + len(code), 120 + len(code), 0x1000)
+    return header + segment + code
+
+
+def test_a_real_emulator_works_too(vm: Vm, boot: Boot) -> None:
+    assert shutil.which("qemu-aarch64-static"), "qemu-user-static is not installed"
+    distro = boot(vm)
+    distro.path("/tmp/foreign").write_bytes(foreign_program())
+    distro.path("/tmp/foreign").chmod(0o755)
+    for _ in range(2):
+        assert distro.shell("/tmp/foreign || echo $?").strip() == "42"
+        distro.systemctl("restart", SYSTEMD_BINFMT)
+    assert distro.interop()
