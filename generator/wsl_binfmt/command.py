@@ -66,11 +66,14 @@ def run(args: "list[str]", environ: "dict[bytes, bytes]") -> int:
                 formats.forget(unit)
             else:
                 formats.note(unit)
+        wiped = formats.wiped()
         wrong = ACTIONS[action]()
+        if not wiped:
+            formats.saw()
         if wrong:
             say(f"{wrong}: restored", 0)
         if action == "settle":
-            for unit in formats.bring_back():
+            for unit in formats.bring_back(wiped):
                 say(f"{unit}: formats are missing, reloading it", 0)
     except PermissionError:
         return say(f"may not change {table.DIRECTORY}, run this as root", 1)

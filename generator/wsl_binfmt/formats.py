@@ -44,10 +44,16 @@ def note(unit: str) -> None:
     _write(unit, tries, kept)
 
 
-def saw(interop: int) -> None:
-    """Note the inode of WSLInterop that was there last; raises OSError."""
-    if _read(INTEROP)[0] != interop:
-        _write(INTEROP, interop, {})
+def wiped() -> bool:
+    """Whether WSLInterop is not the entry that saw() noted."""
+    return _read(INTEROP)[0] not in (0, table.inode(INTEROP))
+
+
+def saw() -> None:
+    """Note which entry WSLInterop is; raises OSError."""
+    inode = table.inode(INTEROP)
+    if _read(INTEROP)[0] != inode:
+        _write(INTEROP, inode, {})
 
 
 def forget(unit: str) -> None:
@@ -58,12 +64,8 @@ def forget(unit: str) -> None:
         pass
 
 
-def lost(seen: int) -> "list[str]":
-    """List the services that are to register their formats again.
-
-    seen: the inode of WSLInterop now.
-    """
-    wiped = _read(INTEROP)[0] not in (0, seen)
+def lost(wiped: bool) -> "list[str]":
+    """List the services that are to register their formats again; wiped: as wiped() said."""
     units = []
     for unit in SOURCES:
         tries, names = _read(unit)
@@ -72,15 +74,15 @@ def lost(seen: int) -> "list[str]":
     return units
 
 
-def bring_back() -> "Iterator[str]":
+def bring_back(wiped: bool) -> "Iterator[str]":
     """Have the services with lost formats register them again; yields each once.
 
-    One that is starting or stopping is left alone, so this goes on until nothing
-    is lost, or for BRING_BACK_MAX. Raises OSError.
+    wiped: as wiped() said. One that is starting or stopping is left alone, so
+    this goes on until nothing is lost, or for BRING_BACK_MAX. Raises OSError.
     """
     told = set()
     for _ in range(10):
-        units = lost(table.inode(INTEROP))
+        units = lost(wiped)
         if not units:
             break
         for unit in units:
@@ -90,7 +92,7 @@ def bring_back() -> "Iterator[str]":
                 told.add(unit)
                 yield unit
         time.sleep(BRING_BACK_MAX / 10)
-    saw(table.inode(INTEROP))
+    saw()
 
 
 def _systemctl(*args: str) -> bool:

@@ -19,6 +19,7 @@ import fcntl
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import time
@@ -212,6 +213,8 @@ class Distro:
             stack.callback(remove_cgroup, self.cgroup)
             layers = [layer, *([self.vm.tree] if self.installed else []), self.root]
             protection = {"2.9": "status-read-only", "read-only": "table-read-only"}.get(self.vm.generation, "")
+            if "protectBinfmt=false" in self.files.get("/etc/wsl.conf", ""):
+                protection = ""
             self._unshare = subprocess.Popen(
                 [
                     "unshare", "--mount", "--pid", "--fork", "--kill-child", "--cgroup", "--uts", "--ipc",
@@ -364,6 +367,8 @@ class Distro:
         subprocess.run(["setfattr", "-n", "trusted.overlay.opaque", "-v", "y", units], check=True)
         for unit in MASKED:
             (units / unit).symlink_to("/dev/null")
+        # In case the machine around it is a container: a whiteout, overlayfs(5).
+        os.mknod(layer / ".dockerenv", stat.S_IFCHR, os.makedev(0, 0))
         (units / "default.target").symlink_to("/usr/lib/systemd/system/multi-user.target")
         files = {
             "/etc/fstab": "",
@@ -372,12 +377,14 @@ class Distro:
             **self.files,
         }
         name = {"2.6.1": "WSLInterop-late", "2.6": "WSLInterop"}.get(self.vm.generation)
-        if name:
+        conf = files.get("/etc/wsl.conf", "")
+        if name and "protectBinfmt=false" not in conf and "enabled=false" not in conf:
             override = OVERRIDE_CONF.format(table=TABLE, name=name)
             files["/run.wsl/systemd/system-generators/wsl-generator"] = WSL_GENERATOR.format(override=override)
         for path, text in files.items():
             file = layer / path.lstrip("/")
             file.parent.mkdir(parents=True, exist_ok=True)
+            file.unlink(missing_ok=True)
             if text.startswith("-> "):
                 file.symlink_to(text[3:])
                 continue
@@ -454,7 +461,13 @@ def remove_cgroup(cgroup: Path) -> None:
 
 def entries(table: Path) -> dict[str, str]:
     """Text of each entry of a table, by name, the newest first."""
-    return {name: (table / name).read_text() for name in os.listdir(table) if name not in ("register", "status")}
+    found = {}
+    for name in os.listdir(table):
+        if name not in ("register", "status"):
+            # One that was removed since is not there.
+            with contextlib.suppress(FileNotFoundError):
+                found[name] = (table / name).read_text()
+    return found
 
 
 def wipe(table: Path) -> None:

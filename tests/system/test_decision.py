@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: MIT
+"""Whom the generator acts for, seen on the running system."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from checks import eventually, right
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bed import Distro, Vm
+
+    Boot = Callable[..., Distro]
+
+WSL_KERNEL = "5.15.167.4-microsoft-standard-WSL2"
+OUR_UNITS = ("proc-sys-fs-binfmt_misc-status.mount", "wsl-binfmt-restore.path")
+# Each as systemd finds it: the environment, the kernel, and what its manager left.
+CONTAINERS: dict[str, dict[str, object]] = {
+    "docker": {"environment": {}, "kernel": WSL_KERNEL, "files": {"/.dockerenv": ""}},
+    "docker that says so": {"environment": {"container": "docker"}, "kernel": WSL_KERNEL},
+    "podman": {"environment": {"container": "podman"}, "kernel": WSL_KERNEL, "files": {"/run.wsl/.containerenv": ""}},
+    "lxc": {"environment": {"container": "lxc"}, "kernel": WSL_KERNEL},
+    "nspawn": {"environment": {"container": "systemd-nspawn"}, "kernel": WSL_KERNEL},
+    "not WSL": {"environment": {}},
+}
+
+
+def drop_ins(distro: Distro) -> str:
+    return distro.shell("cd /run/systemd/generator && find . | grep -i binfmt || :").strip()
+
+
+def active(distro: Distro) -> list[str]:
+    return [unit for unit in OUR_UNITS if distro.systemctl("is-active", unit, check=False).strip() == "active"]
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_nothing_happens_in(kind: str, vm: Vm, boot: Boot) -> None:
+    distro = boot(vm, **CONTAINERS[kind])
+    assert drop_ins(distro) == ""
+    assert active(distro) == []
+    vm.write("status", "-1")
+    assert "not a WSL distro" in distro.run("wsl-binfmt", "restore")
+    assert "not a WSL distro" in distro.run("wsl-binfmt", "hold")
+    distro.systemctl("restart", "systemd-binfmt.service")
+    assert vm.entry("WSLInterop") is None
+
+
+def test_wsl_that_sets_no_environment(vm: Vm, boot: Boot) -> None:
+    """Before WSL 2.5 only the kernel's release tells."""
+    distro = boot(vm, environment={}, kernel=WSL_KERNEL)
+    assert active(distro) == list(OUR_UNITS)
+    distro.systemctl("restart", "systemd-binfmt.service")
+    assert distro.interop()
+
+
+def test_protect_binfmt_off(vm: Vm, boot: Boot) -> None:
+    distro = boot(vm, files={"/etc/wsl.conf": "[boot]\nprotectBinfmt=false\n"})
+    assert drop_ins(distro) == ""
+    assert active(distro) == []
+    distro.systemctl("restart", "systemd-binfmt.service")
+    assert vm.entry("WSLInterop") is None
+
+
+def test_interop_off(vm: Vm, boot: Boot) -> None:
+    """The distro wipes for nobody, and registers for nobody."""
+    distro = boot(vm, files={"/etc/wsl.conf": "[interop]\nenabled=false\n"})
+    assert active(distro) == ["proc-sys-fs-binfmt_misc-status.mount"]
+    assert distro.systemctl("is-system-running").strip() == "running"
+    inode = (vm.table / "WSLInterop").stat().st_ino
+    for verb in "restart", "stop", "start":
+        distro.systemctl(verb, "systemd-binfmt.service")
+    assert (vm.table / "WSLInterop").stat().st_ino == inode
+    vm.write("WSLInterop", "-1")
+    distro.systemctl("restart", "systemd-binfmt.service")
+    assert "switched off" in distro.run("wsl-binfmt", "restore")
+    assert vm.entry("WSLInterop") is None
+    distro.shutdown()
+    assert vm.names(), "its shutdown wiped the table"
+
+
+def test_a_change_of_wsl_conf_counts_at_daemon_reload(vm: Vm, boot: Boot) -> None:
+    distro = boot(vm, files={"/etc/wsl.conf": "[boot]\nsystemd=true\n"})
+    assert "need-daemon-reload" not in distro.systemctl("status", "systemd-binfmt.service")
+    distro.write("/etc/wsl.conf", "[boot]\nprotectBinfmt=false\n")
+    os.utime(distro.path("/etc/wsl.conf"), (2**31, 2**31))
+    assert "NeedDaemonReload=yes" in distro.systemctl("show", "systemd-binfmt.service")
+    distro.systemctl("daemon-reload")
+    assert drop_ins(distro) == ""
+
+
+def test_a_bad_file_is_told_to_the_kernel_log(vm: Vm, boot: Boot) -> None:
+    distro = boot(vm)
+    distro.write("/etc/wsl.conf", "[boot]\nprotectBinfmt=maybe\n; comment\n")
+    # Nothing reads the machine's own, and it would keep what a test wrote.
+    os.mkfifo(distro.path("/dev/kmsg"))
+    log = os.open(distro.path("/dev/kmsg"), os.O_RDWR | os.O_NONBLOCK)
+    try:
+        distro.systemctl("daemon-reload")
+        lines = [line for line in os.read(log, 65536).decode().splitlines() if "wsl-binfmt-generator" in line]
+    finally:
+        os.close(log)
+    assert len(lines) == 2
+    assert all(line.startswith("<28>wsl-binfmt-generator[") for line in lines)
+    assert "/etc/wsl.conf:2: boot.protectbinfmt is neither true nor false" in lines[0]
+    assert "/etc/wsl.conf:3: not a [section] or key=value" in lines[1]
+    assert distro.interop()
+
+
+def test_units_verify(vm: Vm, boot: Boot) -> None:
+    distro = boot(vm)
+    said = distro.run(
+        "systemd-analyze", "verify", "systemd-binfmt.service", "binfmt-support.service",
+        "proc-sys-fs-binfmt_misc-status.mount", "wsl-binfmt-restore.path", "wsl-binfmt-restore.service",
+        "wsl-binfmt-recheck.service", "--man=no",
+    )  # fmt: skip
+    assert said == ""
+
+
+def test_the_guard_can_be_lifted(vm: Vm, boot: Boot) -> None:
+    distro = boot(vm)
+    assert "Read-only" in distro.shell("echo -1 >/proc/sys/fs/binfmt_misc/status", check=False)
+    distro.systemctl("stop", "proc-sys-fs-binfmt_misc-status.mount")
+    distro.shell("echo -1 >/proc/sys/fs/binfmt_misc/status")
+    eventually(lambda: right(vm))
+    distro.systemctl("start", "proc-sys-fs-binfmt_misc-status.mount")
+    assert "Read-only" in distro.shell("echo -1 >/proc/sys/fs/binfmt_misc/status", check=False)

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: MIT
+"""What happens to one distro is not felt in another."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+import bed
+from checks import eventually, quiet, right
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bed import Distro, Vm
+
+    Boot = Callable[..., Distro]
+
+# As many writes as a restore of the worst case takes, and one more, which is after its end.
+WRITES = range(1, 7)
+
+
+def test_protected_peers_shut_down(any_vm: Vm, boot: Boot) -> None:
+    distro = boot(any_vm)
+    with distro.launching() as launches:
+        for _ in range(3):
+            with any_vm.distro() as peer:
+                peer.shutdown()
+        with any_vm.distro(files={"/etc/wsl.conf": "[interop]\nenabled=false\n"}) as peer:
+            peer.shutdown()
+    assert launches.count > 100
+    assert launches.failed == 0
+    assert right(any_vm)
+
+
+def test_peers_crash_and_boot(any_vm: Vm, boot: Boot) -> None:
+    distro = boot(any_vm)
+    with distro.launching() as launches:
+        for _ in range(3):
+            with any_vm.distro():
+                pass
+            with any_vm.distro(wait=False):
+                time.sleep(0.1)
+    assert launches.failed == 0
+    eventually(lambda: right(any_vm))
+
+
+def test_an_unprotected_peer_shuts_down(any_vm: Vm, boot: Boot) -> None:
+    distro = boot(any_vm)
+    eventually(lambda: quiet(distro))
+    before = set(any_vm.names()) - {"WSLInterop-late"}  # which is WSL's to bring back
+    with distro.launching() as launches:
+        with any_vm.distro(installed=False) as peer:
+            peer.shutdown()
+        eventually(lambda: set(any_vm.names()) >= before and right(any_vm))
+    if any_vm.generation != "2.9":
+        assert launches.failed > 0, "it did not wipe: this test shows nothing"
+    assert launches.outage < 1000
+    assert distro.interop()
+
+
+def test_without_us_a_peers_shutdown_is_felt(vm: Vm, boot: Boot) -> None:
+    """The tests above can fail."""
+    distro = boot(vm, installed=False)
+    vm.register(bed.WSL_INTEROP)
+    with distro.launching() as launches, vm.distro(installed=False) as peer:
+        peer.shutdown()
+    assert launches.failed > 0
+    assert vm.entry("WSLInterop") is None
+
+
+def test_two_restart_at_once(any_vm: Vm, boot: Boot) -> None:
+    distros = [boot(any_vm, files={"/etc/binfmt.d/wine.conf": ":wine:M::MZ::/bin/true:\n"}) for _ in range(2)]
+    with distros[0].launching() as one, distros[1].launching() as other:
+        for _ in range(20):
+            for distro in distros:
+                distro.systemctl("restart", "--no-block", "systemd-binfmt.service")
+        for distro in distros:
+            eventually(lambda distro=distro: "No jobs" in distro.systemctl("list-jobs"), 30)
+    assert one.failed == 0
+    assert other.failed == 0
+    eventually(lambda: right(any_vm))
+    for distro in distros:
+        assert distro.wait_until_up() == "running"
+
+
+def test_shutdown_takes_no_longer(vm: Vm, boot: Boot) -> None:
+    boot(vm)
+    with vm.distro() as peer:
+        start = time.monotonic()
+        peer.shutdown()
+        assert time.monotonic() - start < 10, "something waited for a timeout"
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("verb", ["restore", "hold", "settle"])
+def test_killed_at_any_step(verb: str, write: int, vm: Vm, boot: Boot) -> None:
+    """A repair that is killed at a write leaves a handler, and the next one mends all."""
+    distro = boot(vm)
+    distro.systemctl("stop", "wsl-binfmt-restore.path")
+    eventually(lambda: right(vm))
+    # WSL answers, but its entry is to be replaced: no F.
+    vm.register(":spare:M::MZ::/init:PF")
+    vm.write("WSLInterop", "-1")
+    vm.write("register", ":WSLInterop:M::MZ::/init:P")
+    with distro.launching() as launches:
+        said = distro.run(
+            "strace", "-f", "-e", "trace=write", "-e", f"inject=write:signal=SIGKILL:when={write}",
+            "wsl-binfmt", verb, check=False,
+        )  # fmt: skip
+    assert "killed by SIGKILL" in said or write > 4
+    assert launches.failed == 0
+    if verb == "hold":
+        time.sleep(1)
+    distro.run("wsl-binfmt", "restore")
+    assert right(vm)
+
+
+def test_a_distro_that_dies_in_a_hold_leaves_nothing(vm: Vm, boot: Boot) -> None:
+    distro = boot(vm)
+    with vm.distro() as peer:
+        peer.systemctl("stop", "wsl-binfmt-restore.path")
+        peer.run("wsl-binfmt", "hold")
+        peer.kill()
+    assert [name for name in vm.names() if name.startswith("WSLInterop-held-by-")]
+    assert eventually(lambda: right(vm)) < 1.5
+    eventually(lambda: quiet(distro))

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: MIT
+"""Losses, whoever causes them, are repaired at once, and only losses are."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import bed
+from checks import eventually, quiet, right
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from bed import Distro, Vm
+
+    Boot = Callable[..., Distro]
+
+RIVAL = ":wine:M::MZ::/bin/true:"
+NO_BINFMT_D = {"/usr/lib/systemd/system/systemd-binfmt.service": "-> /dev/null"}
+
+
+def inode(vm: Vm) -> int:
+    return (vm.table / "WSLInterop").stat().st_ino
+
+
+def test_a_boot_into_a_wiped_table(any_vm: Vm, boot: Boot) -> None:
+    any_vm.write("status", "-1")
+    # Nothing else is there to bring it back, and it is there before sysinit.target.
+    distro = boot(
+        any_vm,
+        files={
+            **NO_BINFMT_D,
+            "/etc/systemd/system/early.service": "[Unit]\nDefaultDependencies=no\nAfter=sysinit.target\n"
+            "[Service]\nType=oneshot\nExecStart=/bin/cp /proc/sys/fs/binfmt_misc/WSLInterop /run/early\n",
+            "/etc/systemd/system/multi-user.target.wants/early.service": "-> ../early.service",
+        },
+    )
+    assert distro.path("/run/early").read_text() == any_vm.entry("WSLInterop")
+    assert right(any_vm)
+    assert distro.interop()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "echo -1 >{table}/WSLInterop",
+        "echo -1 >{table}/status",
+        "echo ':wine:M::MZ::/bin/true:' >{table}/register",
+        "echo ':pe:M:128:PE::/bin/true:' >{table}/register",
+        "echo -1 >{table}/WSLInterop; echo ':WSLInterop:M::MZ::/bin/echo:' >{table}/register",
+        "echo -1 >{table}/WSLInterop; echo ':WSLInterop:M::MZ::/init:P' >{table}/register",
+        "systemd-binfmt",
+    ],
+)
+def test_a_loss_is_repaired(loss: str, any_vm: Vm, boot: Boot) -> None:
+    distro, other = boot(any_vm), boot(any_vm, installed=False)
+    eventually(lambda: quiet(distro))
+    if any_vm.generation == "2.9":
+        # No distro can wipe; a container with a mount of its own can.
+        other.shell("umount /proc/sys/fs/binfmt_misc/status")
+    script = loss.format(table=bed.TABLE).replace("systemd-binfmt", "/lib/systemd/systemd-binfmt")
+    other.shell(script)
+    assert eventually(lambda: right(any_vm) and distro.interop()) < 1
+    eventually(lambda: quiet(distro))
+    before = inode(any_vm)
+    time.sleep(0.3)
+    assert inode(any_vm) == before, "rewritten though right"
+    assert distro.wait_until_up() == "running"
+
+
+def test_a_container_with_its_own_mount_wipes(any_vm: Vm, boot: Boot) -> None:
+    distro = boot(any_vm)
+    container = boot(any_vm, environment={"container": "docker"}, init=False)
+    container.shell("mkdir /tmp/table; mount -t binfmt_misc binfmt_misc /tmp/table; echo -1 >/tmp/table/status")
+    assert eventually(lambda: right(any_vm) and distro.interop()) < 1
+
+
+def test_formats_of_the_distro_come_back(any_vm: Vm, boot: Boot) -> None:
+    distro = boot(
+        any_vm,
+        files={
+            "/etc/binfmt.d/ours.conf": ":ours:M::ours::/bin/true:\n",
+            "/var/lib/binfmts/theirs": "theirs\nmagic\n0\ntheirs\n\n/bin/true\n\n\n\n\n",
+            "/etc/systemd/system/multi-user.target.wants/binfmt-support.service": "-> /usr/lib/systemd/system/binfmt-support.service",
+        },
+    )
+    eventually(lambda: quiet(distro))
+    before = set(any_vm.names()) - {"WSLInterop-late"}  # which is WSL's to bring back
+    assert {"ours", "theirs"} <= before
+    for _ in range(3):
+        any_vm.write("status", "-1")
+        eventually(lambda: set(any_vm.names()) >= before and right(any_vm))
+        eventually(lambda: quiet(distro))
+    # What was removed on purpose stays so.
+    any_vm.write("ours", "-1")
+    distro.systemctl("stop", "binfmt-support.service")
+    any_vm.write("register", RIVAL)
+    eventually(lambda: right(any_vm) and quiet(distro))
+    assert "ours" not in any_vm.names()
+    # WSL's override.conf takes the service's ExecStop= away.
+    stopped = {"theirs"} if any_vm.generation in ("none", "2.9") else set()
+    assert not stopped & set(any_vm.names())
+    any_vm.write("status", "-1")
+    eventually(lambda: "ours" in any_vm.names() and right(any_vm) and quiet(distro))
+    assert not stopped & set(any_vm.names())
+
+
+def test_formats_come_back_beside_a_refused_rule(vm: Vm, boot: Boot) -> None:
+    distro = boot(vm, files={"/etc/binfmt.d/ours.conf": ":ours:M::ours::/bin/true:\n:bad:M::\n"})
+    assert "ours" in vm.names()
+    vm.write("status", "-1")
+    eventually(lambda: "ours" in vm.names() and right(vm))
+    eventually(lambda: quiet(distro))
+
+
+def test_disabled_by_hand_is_left_alone(any_vm: Vm, boot: Boot) -> None:
+    distro = boot(any_vm)
+    any_vm.write("WSLInterop", "0")
+    any_vm.write("register", RIVAL)
+    time.sleep(0.3)
+    eventually(lambda: quiet(distro))
+    assert (any_vm.entry("WSLInterop") or "").startswith("disabled\n")
+    assert any_vm.names()[0] == "wine"
+    any_vm.write("WSLInterop", "1")
+    eventually(lambda: any_vm.names()[0] == "WSLInterop")
+
+
+def test_update_binfmts_imports_a_rival(vm: Vm, boot: Boot) -> None:
+    distro = boot(vm)
+    distro.write("/usr/share/binfmts/mono", "package mono\ninterpreter /bin/true\nmagic MZ\n")
+    distro.run("update-binfmts", "--import", "mono")
+    assert vm.entry("mono")
+    assert eventually(lambda: vm.names()[0] == "WSLInterop" and distro.interop()) < 1
+
+
+def test_a_thousand_registrations(any_vm: Vm, boot: Boot) -> None:
+    distro = boot(any_vm)
+    for number in range(1000):
+        any_vm.write("register", f":burst{number}:M::burst{number}::/bin/true:")
+    any_vm.write("register", RIVAL)
+    assert eventually(lambda: right(any_vm) and any_vm.names()[0] == "WSLInterop") < 1
+    eventually(lambda: quiet(distro))
+    any_vm.write("WSLInterop", "-1")
+    assert eventually(lambda: right(any_vm)) < 1
+    assert distro.wait_until_up() == "running"
+
+
+def test_a_repair_that_cannot_succeed_does_not_spin(vm: Vm, boot: Boot) -> None:
+    distro = boot(vm)
+    eventually(lambda: quiet(distro))
+    distro.shell("umount /init")
+    vm.write("WSLInterop", "-1")
+    time.sleep(1)
+    eventually(lambda: quiet(distro))
+    said = distro.journal("wsl-binfmt-restore.service").count("/init cannot be run")
+    assert 1 <= said <= 5
+    time.sleep(0.5)
+    assert distro.journal("wsl-binfmt-restore.service").count("/init cannot be run") == said
+    assert distro.wait_until_up() == "running"
+
+
+def test_twenty_distros(vm: Vm, boot: Boot) -> None:
+    distros = [boot(vm) for _ in range(20)]
+    for distro in distros:
+        eventually(lambda distro=distro: quiet(distro), 30)
+    for loss in RIVAL, "":
+        if loss:
+            vm.write("register", loss)
+        else:
+            vm.write("status", "-1")
+        eventually(lambda: right(vm) and vm.names()[0] == "WSLInterop" or not loss and right(vm))
+        for distro in distros:
+            eventually(lambda distro=distro: quiet(distro), 60)
+        before = inode(vm)
+        time.sleep(0.5)
+        assert inode(vm) == before
+        assert right(vm)
+        assert distros[0].interop()
+
+
+STEPS = st.sampled_from(
+    [
+        "wipe",
+        "remove WSLInterop",
+        "remove another",
+        "register a rival",
+        "register a rival WSLInterop",
+        "restart systemd-binfmt",
+        "reload systemd-binfmt",
+        "restart binfmt-support",
+        "bare systemd-binfmt",
+        "daemon-reload",
+        "wait",
+    ]
+)
+
+
+def step(vm: Vm, distros: list[Distro], action: str, rng: random.Random) -> None:
+    """Do one thing to the table, in some distro, as fast as can be."""
+    distro = rng.choice(distros)
+    try:
+        if action == "wipe":
+            vm.write("status", "-1")
+        elif action == "remove WSLInterop":
+            vm.write("WSLInterop", "-1")
+        elif action == "remove another":
+            vm.write(rng.choice(vm.names()), "-1")
+        elif action == "register a rival":
+            vm.write("register", f":rival{rng.random()}:M::MZ::/bin/true:")
+        elif action == "register a rival WSLInterop":
+            vm.write("WSLInterop", "-1")
+            vm.write("register", ":WSLInterop:M::MZ::/bin/true:")
+    except (OSError, IndexError):
+        # Somebody was faster, which is what this is about.
+        return
+    if action.startswith(("restart", "reload")):
+        verb, unit = action.split()
+        distro.systemctl("--no-block", verb, f"{unit}.service", check=False)
+    elif action == "bare systemd-binfmt":
+        distro.run("/lib/systemd/systemd-binfmt", check=False)
+    elif action == "daemon-reload":
+        distro.systemctl("daemon-reload")
+    elif action == "wait":
+        time.sleep(rng.random() / 10)
+
+
+@pytest.fixture(scope="module")
+def stormy() -> Iterator[tuple[Vm, list[Distro]]]:
+    from conftest import NO_START_LIMIT
+
+    support = {"/etc/systemd/system/multi-user.target.wants/binfmt-support.service": "-> /usr/lib/systemd/system/binfmt-support.service"}
+    with bed.Vm() as vm:
+        with vm.distro(files=NO_START_LIMIT) as a, vm.distro(files={**NO_START_LIMIT, **support}) as b:
+            with vm.distro(files=NO_START_LIMIT, installed=False) as c:
+                yield vm, [a, b, c]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(steps=st.lists(STEPS, min_size=3, max_size=25), seed=st.integers(0, 2**16))
+def test_after_any_storm_the_table_is_right(stormy: tuple[Vm, list[Distro]], steps: list[str], seed: int) -> None:
+    vm, distros = stormy
+    rng = random.Random(seed)
+    for action in steps:
+        step(vm, distros, action, rng)
+    for distro in distros:
+        eventually(lambda distro=distro: "No jobs" in distro.systemctl("list-jobs"), 20)
+    eventually(lambda: right(vm))
+    for distro in distros[:2]:
+        eventually(lambda distro=distro: quiet(distro), 20)
+        assert distro.interop()
+    assert right(vm)
+    vm_names = vm.names()
+    for name in vm_names:
+        if name.startswith("rival"):
+            assert vm_names.index(name) > vm_names.index("WSLInterop")
+            vm.write(name, "-1")
