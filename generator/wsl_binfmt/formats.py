@@ -22,10 +22,17 @@ INTEROP = "WSLInterop"
 TRIES_MAX = 3
 BRING_BACK_MAX = 1.0  # seconds
 SYSTEMCTL = "/usr/bin/systemctl"
+
+
+def _imported() -> "set[str]":
+    """Names of the formats that update-binfmts(8) knows."""
+    return set(binfmt_d.listdir("/var/lib/binfmts"))
+
+
 # What each service registers, from where.
 SOURCES = {
     "systemd-binfmt.service": binfmt_d.names,
-    "binfmt-support.service": lambda: set(binfmt_d.listdir("/var/lib/binfmts")),
+    "binfmt-support.service": _imported,
 }
 
 

@@ -94,6 +94,14 @@ MASKED = (
     "systemd-update-utmp.service",
     "systemd-update-utmp-runlevel.service",
 )
+# Files for a distro: services that may be restarted over and over, and a service of Debian's
+# that is not always enabled.
+NO_START_LIMIT = {
+    f"/etc/systemd/system/{service}.service.d/no-limit.conf": "[Unit]\nStartLimitIntervalSec=0\n"
+    for service in ("systemd-binfmt", "binfmt-support")
+}
+WANTS = "/etc/systemd/system/multi-user.target.wants"
+BINFMT_SUPPORT = {f"{WANTS}/binfmt-support.service": "-> /lib/systemd/system/binfmt-support.service"}
 
 
 class Vm:
@@ -424,7 +432,7 @@ def private_mounts() -> None:
 def mount(stack: contextlib.ExitStack, kind: str, target: Path) -> None:
     """Mount a file system, until `stack` unwinds."""
     subprocess.run(["mount", "-t", kind, kind, target], check=True)
-    stack.callback(subprocess.run, ["umount", "-l", target], check=True)
+    stack.callback(lambda: subprocess.run(["umount", "-l", target], check=True))
 
 
 def clear_up() -> None:
@@ -481,7 +489,7 @@ def put_back(table: Path, before: Mapping[str, str]) -> None:
     if entries(table) == before:
         return
     wipe(table)
-    for name, text in reversed(before.items()):
+    for name, text in reversed(list(before.items())):
         (table / "register").write_text(rule_of(name, text))
         if text.startswith("disabled"):
             (table / name).write_text("0")
@@ -511,7 +519,9 @@ def unavailable() -> str:
     if missing:
         return f"needs {', '.join(missing)}"
     try:
-        done = subprocess.run(["unshare", "--mount", "--pid", "--fork", "--cgroup", "true"], capture_output=True, text=True)
+        done = subprocess.run(
+            ["unshare", "--mount", "--pid", "--fork", "--cgroup", "true"], capture_output=True, text=True
+        )
         if done.returncode != 0:
             return f"needs namespaces: {done.stderr.strip()}"
         cgroup_root()

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import bed
 
@@ -28,9 +29,9 @@ def first(vm: bed.Vm) -> str:
 
 def right(vm: bed.Vm) -> bool:
     """Whether WSLInterop is as WSL registers it, and nothing stands in for it."""
-    return vm.entry("WSLInterop") == (
-        "enabled\ninterpreter /init\nflags: PF\noffset 0\nmagic 4d5a\n"
-    ) and not [name for name in vm.names() if name.startswith("WSLInterop-held-by-")]
+    return vm.entry("WSLInterop") == ("enabled\ninterpreter /init\nflags: PF\noffset 0\nmagic 4d5a\n") and not [
+        name for name in vm.names() if name.startswith("WSLInterop-held-by-")
+    ]
 
 
 def quiet(distro: bed.Distro) -> bool:
@@ -40,3 +41,14 @@ def quiet(distro: bed.Distro) -> bool:
         and "ActiveState=inactive" in distro.systemctl("show", "--property=ActiveState", "wsl-binfmt-restore.service")
         and distro.systemctl("show", "--property=SubState", "wsl-binfmt-restore.path").strip() == "SubState=waiting"
     )
+
+
+def all_quiet(distros: Iterable[bed.Distro], seconds: float = 20) -> None:
+    """Wait until no distro has anything left to do."""
+    for distro in distros:
+        eventually(partial(quiet, distro), seconds)
+
+
+def no_jobs(distro: bed.Distro) -> bool:
+    """Whether systemd has nothing queued."""
+    return "No jobs" in distro.systemctl("list-jobs")

@@ -14,12 +14,6 @@ import bed
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# systemctl restart, over and over, is what is tested; the limit of it is not.
-NO_START_LIMIT = {
-    "/etc/systemd/system/systemd-binfmt.service.d/no-limit.conf": "[Unit]\nStartLimitIntervalSec=0\n",
-    "/etc/systemd/system/binfmt-support.service.d/no-limit.conf": "[Unit]\nStartLimitIntervalSec=0\n",
-}
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip these tests where they cannot run; on CI that is a failure."""
@@ -58,7 +52,7 @@ def boot() -> Iterator[Callable[..., bed.Distro]]:
     with contextlib.ExitStack() as stack:
 
         def do(vm: bed.Vm, **options: Any) -> bed.Distro:
-            options["files"] = {**NO_START_LIMIT, **options.get("files", {})}
+            options["files"] = {**bed.NO_START_LIMIT, **options.get("files", {})}
             return stack.enter_context(vm.distro(**options))
 
         yield do

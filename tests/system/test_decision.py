@@ -7,7 +7,6 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-
 from checks import eventually, right
 
 if TYPE_CHECKING:

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+from checks import eventually, no_jobs, quiet, right
 
 import bed
-from checks import eventually, quiet, right
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,7 +79,7 @@ def test_two_restart_at_once(any_vm: Vm, boot: Boot) -> None:
             for distro in distros:
                 distro.systemctl("restart", "--no-block", "systemd-binfmt.service")
         for distro in distros:
-            eventually(lambda distro=distro: "No jobs" in distro.systemctl("list-jobs"), 30)
+            eventually(partial(no_jobs, distro), 30)
     assert one.failed == 0
     assert other.failed == 0
     eventually(lambda: right(any_vm))

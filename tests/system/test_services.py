@@ -8,10 +8,9 @@ import struct
 from typing import TYPE_CHECKING
 
 import pytest
-
-from bed import Vm
 from checks import eventually, right
 
+from bed import BINFMT_SUPPORT, Vm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,8 +32,8 @@ BINFMT_D = {
     "WSLInterop as WSL's own test": {"/etc/binfmt.d/wsl.conf": ":WSLInterop:M::MZ::/bin/echo:PF\n"},
 }
 
-BINFMT_SUPPORT = {
-    "/etc/systemd/system/multi-user.target.wants/binfmt-support.service": "-> /usr/lib/systemd/system/binfmt-support.service",
+WINE_OF_BINFMT_SUPPORT = {
+    **BINFMT_SUPPORT,
     "/var/lib/binfmts/wine": "wine\nmagic\n0\nMZ\n\n/bin/true\n\n\n\n\n",
 }
 
@@ -75,7 +74,7 @@ def test_a_hundred_restarts(any_vm: Vm, boot: Boot) -> None:
 
 
 @pytest.mark.parametrize("generation", ["none", "2.6"])
-def test_without_us_launches_fail(generation: str, boot: Boot) -> None:
+def test_without_us_launches_fail(generation: str) -> None:
     """The test above can fail: what WSL does itself does not pass it."""
     with Vm(generation) as vm, vm.distro(installed=False) as distro, distro.launching() as launches:
         for _ in range(4):
@@ -84,7 +83,7 @@ def test_without_us_launches_fail(generation: str, boot: Boot) -> None:
 
 
 def test_a_read_only_table_is_left_alone(read_only_vm: Vm, boot: Boot) -> None:
-    distro = boot(read_only_vm, files=BINFMT_SUPPORT)
+    distro = boot(read_only_vm, files=WINE_OF_BINFMT_SUPPORT)
     assert distro.wait_until_up() == "running"
     for unit in SYSTEMD_BINFMT, "binfmt-support.service":
         distro.systemctl("restart", unit)
@@ -172,7 +171,9 @@ def test_programs_that_see_no_init(any_vm: Vm, boot: Boot) -> None:
     distro.path("/tmp/elsewhere").mkdir()
     program = distro.windows_program("/tmp/elsewhere/program.exe")
     assert distro.run("chroot", "/tmp/elsewhere", "/program.exe", "hello").startswith("/init /program.exe")
-    answer = distro.run("unshare", "--mount", "sh", "-c", f"umount /init; mount --bind /dev/null /init; {program} hello")
+    answer = distro.run(
+        "unshare", "--mount", "sh", "-c", f"umount /init; mount --bind /dev/null /init; {program} hello"
+    )
     assert answer.startswith(f"/init {program}")
 
 
@@ -192,7 +193,7 @@ def test_nothing_but_what_is_wrong_is_rewritten(any_vm: Vm, boot: Boot) -> None:
 
 
 def test_binfmt_support(any_vm: Vm, boot: Boot) -> None:
-    distro = boot(any_vm, files=BINFMT_SUPPORT)
+    distro = boot(any_vm, files=WINE_OF_BINFMT_SUPPORT)
     assert distro.wait_until_up() == "running"
     assert any_vm.entry("wine")
     assert distro.interop()

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+from checks import all_quiet, eventually, no_jobs, quiet, right
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import bed
-from checks import eventually, quiet, right
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -87,7 +89,7 @@ def test_formats_of_the_distro_come_back(any_vm: Vm, boot: Boot) -> None:
         files={
             "/etc/binfmt.d/ours.conf": ":ours:M::ours::/bin/true:\n",
             "/var/lib/binfmts/theirs": "theirs\nmagic\n0\ntheirs\n\n/bin/true\n\n\n\n\n",
-            "/etc/systemd/system/multi-user.target.wants/binfmt-support.service": "-> /usr/lib/systemd/system/binfmt-support.service",
+            **bed.BINFMT_SUPPORT,
         },
     )
     eventually(lambda: quiet(distro))
@@ -167,16 +169,11 @@ def test_a_repair_that_cannot_succeed_does_not_spin(vm: Vm, boot: Boot) -> None:
 
 def test_twenty_distros(vm: Vm, boot: Boot) -> None:
     distros = [boot(vm) for _ in range(20)]
-    for distro in distros:
-        eventually(lambda distro=distro: quiet(distro), 30)
-    for loss in RIVAL, "":
-        if loss:
-            vm.write("register", loss)
-        else:
-            vm.write("status", "-1")
-        eventually(lambda: right(vm) and vm.names()[0] == "WSLInterop" or not loss and right(vm))
-        for distro in distros:
-            eventually(lambda distro=distro: quiet(distro), 60)
+    all_quiet(distros, 60)
+    for file, text in ("register", RIVAL), ("status", "-1"):
+        vm.write(file, text)
+        eventually(lambda: right(vm) and distros[0].interop())
+        all_quiet(distros, 60)
         before = inode(vm)
         time.sleep(0.5)
         assert inode(vm) == before
@@ -232,31 +229,33 @@ def step(vm: Vm, distros: list[Distro], action: str, rng: random.Random) -> None
 
 @pytest.fixture(scope="module")
 def stormy() -> Iterator[tuple[Vm, list[Distro]]]:
-    from conftest import NO_START_LIMIT
-
-    support = {"/etc/systemd/system/multi-user.target.wants/binfmt-support.service": "-> /usr/lib/systemd/system/binfmt-support.service"}
-    with bed.Vm() as vm:
-        with vm.distro(files=NO_START_LIMIT) as a, vm.distro(files={**NO_START_LIMIT, **support}) as b:
-            with vm.distro(files=NO_START_LIMIT, installed=False) as c:
-                yield vm, [a, b, c]
+    with contextlib.ExitStack() as stack:
+        vm = stack.enter_context(bed.Vm())
+        files = bed.NO_START_LIMIT
+        yield (
+            vm,
+            [
+                stack.enter_context(vm.distro(files=files)),
+                stack.enter_context(vm.distro(files={**files, **bed.BINFMT_SUPPORT})),
+                stack.enter_context(vm.distro(files=files, installed=False)),
+            ],
+        )
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(steps=st.lists(STEPS, min_size=3, max_size=25), seed=st.integers(0, 2**16))
-def test_after_any_storm_the_table_is_right(stormy: tuple[Vm, list[Distro]], steps: list[str], seed: int) -> None:
+@given(steps=st.lists(STEPS, min_size=3, max_size=25), rng=st.randoms(use_true_random=False))
+def test_after_any_storm_the_table_is_right(stormy: tuple[Vm, list[Distro]], steps: list[str], rng: random.Random) -> None:
     vm, distros = stormy
-    rng = random.Random(seed)
     for action in steps:
         step(vm, distros, action, rng)
     for distro in distros:
-        eventually(lambda distro=distro: "No jobs" in distro.systemctl("list-jobs"), 20)
-    eventually(lambda: right(vm))
-    for distro in distros[:2]:
-        eventually(lambda distro=distro: quiet(distro), 20)
-        assert distro.interop()
+        eventually(partial(no_jobs, distro), 20)
+    assert eventually(lambda: right(vm)) < 1
+    all_quiet(distros[:2])
     assert right(vm)
-    vm_names = vm.names()
-    for name in vm_names:
+    assert all(distro.interop() for distro in distros)
+    names = vm.names()
+    for name in names:
         if name.startswith("rival"):
-            assert vm_names.index(name) > vm_names.index("WSLInterop")
+            assert names.index(name) > names.index("WSLInterop")
             vm.write(name, "-1")
