@@ -4,15 +4,101 @@
 VERSION := $(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' generator/wsl-binfmt-generator)
 DESTDIR =
 PREFIX = /usr
+# Whether `install` compiles the modules; a package may do so at its installation.
+COMPILE = yes
 
 .PHONY: demo check install
 
-install:
-	install -D -m 755 generator/wsl-binfmt-generator $(DESTDIR)$(PREFIX)/lib/systemd/system-generators/wsl-binfmt-generator
-	install -D -m 755 generator/wsl-binfmt $(DESTDIR)$(PREFIX)/bin/wsl-binfmt
-	install -d $(DESTDIR)$(PREFIX)/lib/wsl-binfmt-generator/wsl_binfmt
-	install -m 644 generator/wsl_binfmt/*.py $(DESTDIR)$(PREFIX)/lib/wsl-binfmt-generator/wsl_binfmt
-	sed -i 's/@VERSION@/$(VERSION)/' $(DESTDIR)$(PREFIX)/lib/wsl-binfmt-generator/wsl_binfmt/command.py
-	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/systemd/system units/*.mount units/*.path units/*.service
-	install -m 644 units/status $(DESTDIR)$(PREFIX)/lib/wsl-binfmt-generator/status
-	/usr/bin/python3 -m compileall -q -s '$(DESTDIR)' -p / $(DESTDIR)$(PREFIX)/lib/wsl-binfmt-generator
+# Without scdoc there are no man pages, so that trying this out takes nothing but Python.
+SCDOC := $(shell command -v scdoc 2>/dev/null)
+PAGES = build/man/wsl-binfmt-generator.8 build/man/wsl-binfmt.1
+UNITS = $(wildcard units/*.mount units/*.path units/*.service)
+LIB = $(DESTDIR)$(PREFIX)/lib
+
+install: $(if $(SCDOC),$(PAGES))
+	install -D -m 755 -t $(LIB)/systemd/system-generators generator/wsl-binfmt-generator
+	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin generator/wsl-binfmt
+	install -D -m 644 -t $(LIB)/wsl-binfmt-generator units/status
+	install -D -m 644 -t $(LIB)/wsl-binfmt-generator/wsl_binfmt generator/wsl_binfmt/*.py
+	install -D -m 644 -t $(LIB)/systemd/system $(UNITS)
+	$(foreach page,$(if $(SCDOC),$(PAGES)),install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man$(subst .,,$(suffix $(page))) $(page) &&) :
+	sed -i -e 's/@VERSION@/$(VERSION)/' \
+		-e 's,/usr/\(bin/wsl-binfmt\|lib/wsl-binfmt-generator\|lib/systemd/system/\|lib/systemd/system-generators/\),$(PREFIX)/\1,g' \
+		$(DESTDIR)$(PREFIX)/bin/wsl-binfmt \
+		$(LIB)/systemd/system-generators/wsl-binfmt-generator \
+		$(LIB)/wsl-binfmt-generator/wsl_binfmt/command.py \
+		$(UNITS:units/%=$(LIB)/systemd/system/%) \
+		$(if $(SCDOC),$(DESTDIR)$(PREFIX)/share/man/man?/wsl-binfmt*)
+ifeq ($(COMPILE),yes)
+	/usr/bin/python3 -m compileall -q $(if $(DESTDIR),-s '$(DESTDIR)' -p /) $(LIB)/wsl-binfmt-generator
+endif
+
+# Everything below is for releases and packages.
+
+.PHONY: man dist deb rpm arch check-packages packaging-depends
+
+RELEASE = wsl-binfmt-generator-$(VERSION)
+# The day of the release, so that what is built twice is the same.
+SOURCE_DATE_EPOCH ?= $(shell date -u -d "$$(sed -n 's/^## .* (\(.*\))$$/\1/p' CHANGELOG.md | head -n 1)" +%s)
+# What this `make` was given, such as DESTDIR, is not for the one that a package runs.
+BUILD = env -u MAKEFLAGS -u MFLAGS
+DEB_DEPENDS = debhelper dh-python scdoc
+PACKAGING_DEPENDS = $(DEB_DEPENDS) fakeroot libarchive-tools lintian makepkg mandoc pacman-package-manager rpm shellcheck
+
+man: $(PAGES)
+
+# mandoc warns of what scdoc writes: paragraphs before and after a heading and at the end, and a
+# title in lower case.
+build/man/%: man/%.scd CHANGELOG.md generator/wsl-binfmt-generator
+	mkdir -p $(@D)
+	sed 's/@VERSION@/$(VERSION)/' $< | SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) scdoc >$@.tmp
+	sed -E '/^\.TH /s/"[^"]*"/\U&/;:a;/^\.S[HS] /{n;/^\.PP?$$/d};/^\.PP?$$/{$$d;N;/\n\.(S[HS] |PP?$$|RE$$)/{s/^[^\n]*\n//;ba};P;D}' $@.tmp >$@
+	rm $@.tmp
+
+# Of a clone and of an unpacked release, it is the same: the version is in the packages' recipes.
+dist:
+	rm -rf build/dist
+	mkdir -p build/dist/$(RELEASE) dist
+	tar -c --exclude='./.*' --exclude=./build --exclude=./dist --exclude=__pycache__ . | tar -x -C build/dist/$(RELEASE)
+	cd build/dist/$(RELEASE)/packaging && \
+		python3 -IS debian-changelog $(VERSION) <../CHANGELOG.md >debian/changelog && \
+		sed -i 's/@VERSION@/$(VERSION)/' rpm/wsl-binfmt-generator.spec arch/PKGBUILD && \
+		sed -i -e '/^# include/{r takes-effect.sh' -e 'd}' arch/wsl-binfmt-generator.install
+	tar -c -C build/dist --sort=name --mtime=@$(SOURCE_DATE_EPOCH) --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX \
+		$(RELEASE) | gzip -9 -n >dist/$(RELEASE).tar.gz
+
+deb: DEPENDS = $(DEB_DEPENDS)
+deb: packaging-depends dist
+	rm -rf build/deb dist/*.deb
+	mkdir -p build/deb
+	tar -x -z -C build/deb -f dist/$(RELEASE).tar.gz
+	cp -r build/deb/$(RELEASE)/packaging/debian build/deb/$(RELEASE)/debian
+	cd build/deb/$(RELEASE) && $(BUILD) dpkg-buildpackage --no-sign
+	cp build/deb/*.deb dist
+
+# Not the distributions' own: rpm and makepkg of Debian do not know what is installed there.
+rpm: dist
+	rm -rf build/rpm dist/*.rpm
+	$(BUILD) rpmbuild -ta --nodeps --define '_topdir $(CURDIR)/build/rpm' dist/$(RELEASE).tar.gz
+	cp build/rpm/RPMS/noarch/*.rpm dist
+
+# makepkg is not for root.
+arch: dist
+	rm -rf build/arch dist/*.pkg.tar.*
+	mkdir -p build/arch
+	cp build/dist/$(RELEASE)/packaging/arch/* dist/$(RELEASE).tar.gz build/arch
+	set -e; at=$$(mktemp -d); trap 'rm -rf "$$at"' EXIT; cp build/arch/* "$$at"; cd "$$at"; \
+		user=; [ "$$(id -u)" != 0 ] || { chown -R nobody "$$at"; user='setpriv --reuid=nobody --clear-groups'; }; \
+		HOME=$$at $(BUILD) $$user makepkg --nodeps; \
+		cp ./*.pkg.tar.* $(CURDIR)/dist
+
+# All three are built, and installed in distros; what they hold is compared.
+check-packages: DEPENDS = $(PACKAGING_DEPENDS)
+check-packages: packaging-depends
+	$(or $(wildcard .venv/bin/python),python3) -m pytest -m packages tests/packages
+
+packaging-depends:
+	@missing=$$(dpkg-query -W -f '$${db:Status-Abbrev}$${Package}\n' $(DEPENDS) 2>&1 | sed -n 's/^dpkg-query: no packages found matching //p;/^ii/!s/^[a-z]. *//p'); \
+		if [ -z "$$missing" ]; then exit; \
+		elif [ "$$(id -u)" = 0 ]; then apt-get update --quiet && apt-get install --yes --no-install-recommends $$missing; \
+		else echo "missing:" $$missing >&2; exit 1; fi

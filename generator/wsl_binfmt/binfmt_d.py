@@ -74,19 +74,26 @@ def entry_text(rule: bytes) -> bytes:
 
 
 def unescape(text: bytes) -> bytes:
-    r"""Replace each \xHH, as the kernel does."""
-    first, *rest = text.split(b"\\x")
-    try:
-        return first + b"".join(bytes([int(part[:2], 16)]) + part[2:] for part in rest)
-    except ValueError:
-        return text
+    r"""Replace each \xHH, as string_unescape() does in the kernel."""
+    first, *rest = text.split(b"\\")
+    done = first
+    while rest:
+        part = rest.pop(0)
+        try:
+            done += bytes([int(part[1:3], 16)]) + part[3:] if part[:1] == b"x" else b"\\" + part
+        except ValueError:
+            done += b"\\" + part
+        if not part and rest:
+            # Two in a row: the second one begins nothing.
+            done += b"\\" + rest.pop(0)
+    return done
 
 
 def _rules(text: bytes) -> "Iterator[tuple[int, bytes]]":
-    """The rules of a file, each with the index of its line."""
+    """The rules of a file that name an entry, each with the index of its line."""
     for index, line in enumerate(text.splitlines()):
         rule = line.strip()
-        if rule and rule[:1] not in (b"#", b";"):
+        if rule and rule[:1] not in (b"#", b";") and table.is_name(_name(rule)):
             yield index, rule
 
 

@@ -40,26 +40,23 @@ def run(args: "list[str]", environ: "dict[bytes, bytes]") -> int:
     args: what follows the program's name. environ: as in `posix.environ`.
     """
     if args in (["-h"], ["--help"]):
-        print(HELP)
-        return 0
+        return say(HELP, 0, out=1)
     if args == ["--version"]:
-        print(NAME, VERSION)
-        return 0
+        return say(f"{NAME} {VERSION}", 0, out=1)
     action, *units = args or [""]
     if action not in ACTIONS or units not in ([], *([unit] for unit in formats.SOURCES)):
-        print(USAGE, file=sys.stderr)
-        return 2
+        return say(USAGE, 2)
     # Only a person has to be told, and may be anywhere; systemd runs this by
     # what the generator wrote, which may be gone for a moment in a daemon-reload.
     if b"INVOCATION_ID" not in environ and not exists(DECISION):
-        return say("not a WSL distro, or switched off in /etc/wsl.conf: nothing to do", 0)
+        return tell("not a WSL distro, or switched off in /etc/wsl.conf: nothing to do", 0)
     try:
         if not exists(f"{table.DIRECTORY}/register"):
-            return say(f"{table.DIRECTORY} is not mounted: nothing to do", 0)
+            return tell(f"{table.DIRECTORY} is not mounted: nothing to do", 0)
         if posix.statvfs(table.DIRECTORY).f_flag & ST_RDONLY:
-            return say(f"{table.DIRECTORY} is read-only: nothing to do", 0)
+            return tell(f"{table.DIRECTORY} is read-only: nothing to do", 0)
         if not posix.access(INIT, posix.X_OK):
-            return say(f"{INIT} cannot be run, it is what starts Windows programs; is this WSL?", 1)
+            return tell(f"{INIT} cannot be run, it is what starts Windows programs; is this WSL?", 1)
         for unit in units:
             # Of a stopped service; a failed one may have registered some.
             if environ.get(b"SERVICE_RESULT") == b"success":
@@ -71,14 +68,14 @@ def run(args: "list[str]", environ: "dict[bytes, bytes]") -> int:
         if not wiped:
             formats.saw()
         if wrong:
-            say(f"{wrong}: restored", 0)
+            tell(f"{wrong}: restored", 0)
         if action == "settle":
             for unit in formats.bring_back(wiped):
-                say(f"{unit}: formats are missing, reloading it", 0)
+                tell(f"{unit}: formats are missing, reloading it", 0)
     except PermissionError:
-        return say(f"may not change {table.DIRECTORY}, run this as root", 1)
+        return tell(f"may not change {table.DIRECTORY}, run this as root", 1)
     except OSError as e:
-        return say(f"cannot change {e.filename or table.DIRECTORY}: {e.strerror}", 1)
+        return tell(f"cannot change {e.filename or table.DIRECTORY}: {e.strerror}", 1)
     return 0
 
 
@@ -91,9 +88,17 @@ def exists(path: str) -> bool:
     return True
 
 
-def say(message: str, status: int) -> int:
-    """Say something on stderr, which is the journal under systemd; returns `status`."""
-    print(f"{NAME}: {message}", file=sys.stderr)
+def tell(message: str, status: int) -> int:
+    """Tell what happened, on stderr, which is the journal under systemd; returns `status`."""
+    return say(f"{NAME}: {message}", status)
+
+
+def say(text: str, status: int, out: int = 2) -> int:
+    """Write a line to a file descriptor; returns `status`, or 1 if it was for stdout and failed."""
+    try:
+        posix.write(out, f"{text}\n".encode(errors="backslashreplace"))
+    except OSError:
+        return 1 if out == 1 else status
     return status
 
 
@@ -104,10 +109,6 @@ def main() -> None:
     except KeyboardInterrupt:
         status = 130
     except Exception as e:
-        status = say(f"unexpected {type(e).__name__}, please report it: {e}", 1)
-    try:
-        sys.stdout.flush()
-    except OSError:
-        status = status or 1
+        status = tell(f"unexpected {type(e).__name__}, please report it: {e}", 1)
     # Leaves out the interpreter's own clearing up, a sixth of the time it takes.
     posix._exit(status)

@@ -54,6 +54,15 @@ def stand_in() -> str:
     return STAND_IN + str(posix.stat("/proc/self/ns/pid").st_ino)
 
 
+def handler(names: "list[str]") -> str:
+    """Tell which entry gets Windows programs; "" if none does. names: as in table.names()."""
+    for name in names:
+        entry = table.read(name)
+        if entry and entry.may_match(WINDOWS):
+            return name
+    return ""
+
+
 def fault(names: "list[str]") -> str:
     """Say why WSL does not answer; "" if it does, or was disabled by hand.
 
@@ -66,11 +75,9 @@ def fault(names: "list[str]") -> str:
         return ""
     if not answers(interop):
         return "WSLInterop is not as WSL registers it"
-    for name in names[: names.index(NAME) if NAME in names else None]:
-        entry = table.read(name)
-        if entry and entry.may_match(WINDOWS) and not answers(entry):
-            return f"{name} outranks WSLInterop"
-    return ""
+    first = handler([name for name in names if not name.startswith(STAND_IN)])
+    entry = table.read(first) if first else None
+    return f"{first} outranks WSLInterop" if entry and not answers(entry) else ""
 
 
 def restore() -> str:
@@ -140,9 +147,13 @@ def _restore_once() -> str:
         table.remove(mine)
         return ""
     wrong = fault(names)
-    if wrong and NAME in names and mine not in names:
-        table.register(rule(mine))
-        stand_ins.append(mine)
+    if wrong and NAME in names and handler(names) not in stand_ins:
+        # One that is outranked may still be the one that answers, for some programs.
+        spare = mine
+        while spare in names:
+            spare += "+"
+        table.register(rule(spare))
+        stand_ins.append(spare)
     if wrong:
         table.remove(NAME)
         table.register(rule(NAME))

@@ -82,6 +82,11 @@ def names() -> "list[str]":
     return [name for name in posix.listdir(DIRECTORY) if name not in CONTROLS]
 
 
+def is_name(name: str) -> bool:
+    """Whether an entry may have this name, create_entry() in the kernel."""
+    return name not in CONTROLS and name not in ("", ".", "..") and "/" not in name and "\0" not in name
+
+
 def text(name: str) -> "bytes | None":
     """Read what an entry's file says; None if there is none."""
     try:

@@ -372,7 +372,7 @@ class Distro:
         units = layer / "etc/systemd/system"
         units.mkdir(parents=True)
         # What the machine around it has enabled is not for the distro.
-        subprocess.run(["setfattr", "-n", "trusted.overlay.opaque", "-v", "y", units], check=True)
+        os.setxattr(units, "trusted.overlay.opaque", b"y")
         for unit in MASKED:
             (units / unit).symlink_to("/dev/null")
         # In case the machine around it is a container: a whiteout, overlayfs(5).
@@ -515,7 +515,7 @@ def unavailable() -> str:
     """Say in a line why there can be no Vm on this machine; "" if there can."""
     if os.geteuid() != 0:
         return "needs root: booting systemd in namespaces, and the kernel's binfmt_misc table"
-    missing = [name for name in ("unshare", "nsenter", "gcc", "setfattr", "systemctl") if not shutil.which(name)]
+    missing = [name for name in ("unshare", "nsenter", "gcc", "make", "systemctl") if not shutil.which(name)]
     if missing:
         return f"needs {', '.join(missing)}"
     try:

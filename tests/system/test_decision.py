@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+
 from checks import eventually, right
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
-from checks import eventually, no_jobs, quiet, right
 
 import bed
+from checks import eventually, no_jobs, quiet, right
 
 if TYPE_CHECKING:
     from collections.abc import Callable

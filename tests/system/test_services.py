@@ -8,9 +8,9 @@ import struct
 from typing import TYPE_CHECKING
 
 import pytest
-from checks import eventually, right
 
 from bed import BINFMT_SUPPORT, Vm
+from checks import eventually, right
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,19 +4,19 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import time
 from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
-from checks import all_quiet, eventually, no_jobs, quiet, right
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import bed
+from checks import all_quiet, eventually, no_jobs, quiet, right
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable, Iterator
 
     from bed import Distro, Vm
@@ -244,7 +244,9 @@ def stormy() -> Iterator[tuple[Vm, list[Distro]]]:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=st.lists(STEPS, min_size=3, max_size=25), rng=st.randoms(use_true_random=False))
-def test_after_any_storm_the_table_is_right(stormy: tuple[Vm, list[Distro]], steps: list[str], rng: random.Random) -> None:
+def test_after_any_storm_the_table_is_right(
+    stormy: tuple[Vm, list[Distro]], steps: list[str], rng: random.Random
+) -> None:
     vm, distros = stormy
     for action in steps:
         step(vm, distros, action, rng)

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: MIT
+"""The packages, built once of a copy of the tree."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import bed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+TOOLS = ("dh", "dh_python3", "lintian", "makepkg", "mandoc", "rpmbuild", "scdoc", "shellcheck")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say what the marker is for."""
+    config.addinivalue_line("markers", "packages: builds packages, `make check-packages` installs what that takes")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip these tests where they cannot run; on CI that is a failure."""
+    missing = [tool for tool in TOOLS if not shutil.which(tool)]
+    reasons = [f"needs {', '.join(missing)}: make check-packages"] if missing else []
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.packages)
+            if item.path.name == "test_debian.py":
+                item.add_marker(pytest.mark.system)
+                reasons += filter(None, [bed.unavailable()])
+            if reasons and not os.environ.get("CI"):
+                item.add_marker(pytest.mark.skip(reason=reasons[0]))
+
+
+def copy_tree(target: Path) -> Path:
+    """Copy what a clone would have; returns `target`."""
+    ignore = shutil.ignore_patterns(".*", "build", "dist", "__pycache__")
+    shutil.copytree(bed.TREE, target, symlinks=True, ignore=ignore)
+    return target
+
+
+def make(tree: Path, *args: str, **options: Any) -> None:
+    """Run make(1) in a tree; what it printed is in the error, if it fails."""
+    # A terminal's width, say, is nothing that a package should depend on.
+    command = ["make", "--silent", "-C", str(tree), *args]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **options)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tree in which all packages have been built."""
+    tree = copy_tree(tmp_path_factory.mktemp("release") / "tree")
+    make(tree, "deb", "rpm", "arch")
+    return tree
+
+
+@pytest.fixture(scope="session")
+def deb(release: Path) -> Path:
+    """The Debian package."""
+    (path,) = (release / "dist").glob("*.deb")
+    return path
+
+
+@pytest.fixture(scope="session")
+def next_deb(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Debian package of the next version, whose guard is another file."""
+    tree = copy_tree(tmp_path_factory.mktemp("next") / "tree")
+    version = tree / "generator/wsl-binfmt-generator"
+    lines = ['VERSION = "99"\n' if line.startswith("VERSION =") else line for line in version.open()]
+    version.write_text("".join(lines))
+    changes = tree / "CHANGELOG.md"
+    changes.write_text(changes.read_text().replace("\n## ", "\n## 99 (2036-01-01)\n\n- More.\n\n## ", 1))
+    make(tree, "deb")
+    (path,) = (tree / "dist").glob("*.deb")
+    return path
+
+
+@pytest.fixture(params=[generation for generation in bed.GENERATIONS if generation != "read-only"])
+def any_vm(request: pytest.FixtureRequest) -> Iterator[bed.Vm]:
+    """A VM of each generation of WSL in which a distro may change the table."""
+    with bed.Vm(request.param) as machine:
+        yield machine
+
+
+@pytest.fixture
+def vm() -> Iterator[bed.Vm]:
+    """A VM whose WSL protects nothing."""
+    with bed.Vm() as machine:
+        yield machine
+
+
+@pytest.fixture
+def boot() -> Iterator[Callable[..., bed.Distro]]:
+    """Boot a distro without the package: `distro = boot(vm, files=...)`; it ends with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def do(vm: bed.Vm, **options: Any) -> bed.Distro:
+            options["files"] = {**bed.NO_START_LIMIT, **options.get("files", {})}
+            return stack.enter_context(vm.distro(installed=False, **options))
+
+        yield do

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: MIT
+"""The Debian package on a running distro: it takes effect at once, and goes without a trace."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+import bed
+from checks import eventually, right
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Boot = Callable[..., bed.Distro]
+
+PACKAGE = "wsl-binfmt-generator"
+GUARD = "proc-sys-fs-binfmt_misc-status.mount"
+WATCH = "wsl-binfmt-restore.path"
+SCRIPTS = bed.TREE / "packaging/debian/tests"
+# What dpkg itself says of an installation, an upgrade and a removal.
+DPKG_SAYS = (
+    "Selecting previously", "(Reading database", "Preparing to unpack", "Unpacking ", "Setting up ", "Removing ",
+    "Purging configuration", "Processing triggers for man-db", "dpkg: warning: downgrading",
+)  # fmt: skip
+
+
+def dpkg(distro: bed.Distro, *args: str | Path) -> str:
+    """Run dpkg in a distro; returns what it printed that is not its own."""
+    packages = []
+    for arg in args:
+        if str(arg).endswith(".deb"):
+            target = distro.path(f"/tmp/{os.path.basename(arg)}")
+            shutil.copy(arg, target)
+            arg = f"/tmp/{target.name}"
+        packages.append(arg)
+    printed = distro.run("dpkg", *packages)
+    return "".join(line for line in printed.splitlines(keepends=True) if not line.startswith(DPKG_SAYS))
+
+
+def script(distro: bed.Distro, name: str) -> str:
+    """Run a script of the autopkgtest in a distro."""
+    return distro.run("sh", "-s", input=(SCRIPTS / name).read_text())
+
+
+def services(distro: bed.Distro) -> str:
+    """What the two services are for systemd."""
+    names = "systemd-binfmt.service", "binfmt-support.service"
+    return distro.systemctl("show", "--property=DropInPaths,NeedDaemonReload", *names) + distro.systemctl("cat", *names)
+
+
+def mounts(distro: bed.Distro) -> str:
+    """What is mounted in a distro."""
+    return distro.run("cat", "/proc/self/mountinfo")
+
+
+def lose(vm: bed.Vm) -> None:
+    """Remove WSLInterop, if the boot of a distro has not."""
+    if vm.entry("WSLInterop"):
+        vm.write("WSLInterop", "-1")
+
+
+def test_installation_takes_effect_at_once(any_vm: bed.Vm, boot: Boot, deb: Path) -> None:
+    distro = boot(any_vm)
+    lose(any_vm)
+    assert not distro.interop()
+    dpkg(distro, "--install", deb)
+    assert right(any_vm)
+    assert distro.interop()
+    assert distro.systemctl("is-active", GUARD, WATCH).split() == ["active", "active"]
+    assert distro.systemctl("is-system-running").strip() == "running"
+    script(distro, "takes-effect")
+    with distro.launching() as launches:
+        for _ in range(3):
+            distro.systemctl("restart", "systemd-binfmt.service")
+    assert launches.count > 100
+    assert launches.failed == 0
+    assert distro.systemctl("is-system-running").strip() == "running"
+
+
+def test_upgrade_without_a_failed_launch(any_vm: bed.Vm, boot: Boot, deb: Path, next_deb: Path) -> None:
+    distro = boot(any_vm, files=bed.BINFMT_SUPPORT)
+    dpkg(distro, "--install", deb)
+    with distro.launching() as launches:
+        for package in deb, next_deb, next_deb, deb, next_deb:
+            assert dpkg(distro, "--install", package) == ""
+            assert distro.systemctl("is-active", GUARD, WATCH).split() == ["active", "active"]
+    assert distro.run("wsl-binfmt", "--version") == "wsl-binfmt 99\n"
+    assert launches.count > 100
+    assert launches.failed == 0
+    assert right(any_vm)
+    script(distro, "takes-effect")
+    script(distro, "goes-away")
+
+
+def test_upgrade_during_repairs(vm: bed.Vm, boot: Boot, deb: Path, next_deb: Path) -> None:
+    """Something outranks WSLInterop over and over: it answers as that does, so every launch has to work."""
+    distro = boot(vm)
+    dpkg(distro, "--install", deb)
+    rivals = subprocess.Popen(
+        distro.command(
+            "sh", "-ec", "cd /proc/sys/fs/binfmt_misc; while :; do echo :r:M::MZ::/init:P >register; echo -1 >r; done"
+        )
+    )
+    try:
+        with distro.launching() as launches:
+            for package in next_deb, deb, next_deb:
+                dpkg(distro, "--install", package)
+            restored = distro.journal("wsl-binfmt-restore.service").count("r outranks WSLInterop: restored")
+            assert rivals.poll() is None
+    finally:
+        rivals.kill()
+        rivals.wait()
+    assert restored > 3
+    assert launches.count > 100
+    assert launches.failed == 0
+    eventually(lambda: right(vm))
+    assert distro.interop()
+    script(distro, "takes-effect")
+
+
+@pytest.mark.parametrize("how", ["--remove", "--purge"])
+def test_removal_leaves_nothing(any_vm: bed.Vm, boot: Boot, deb: Path, how: str) -> None:
+    distro = boot(any_vm, files=bed.BINFMT_SUPPORT)
+    before = services(distro), mounts(distro)
+    dpkg(distro, "--install", deb)
+    # As a service leaves it that is killed on its way.
+    distro.run("wsl-binfmt", "hold")
+    with distro.launching() as launches:
+        assert dpkg(distro, how, PACKAGE) == ""
+    assert launches.failed == 0
+    assert right(any_vm)
+    assert (services(distro), mounts(distro)) == before
+    dpkg(distro, "--install", deb)
+    script(distro, "goes-away")
+    assert (services(distro), mounts(distro)) == before
+    assert distro.interop()
+
+
+def test_removal_lets_another_distro_hold(vm: bed.Vm, boot: Boot, deb: Path) -> None:
+    distro = boot(vm)
+    dpkg(distro, "--install", deb)
+    theirs = "WSLInterop-held-by-4242"
+    vm.register(f":{theirs}:M::MZ::/init:FP")
+    entry = vm.table / theirs
+    with subprocess.Popen(["sh", "-ec", f"while :; do touch {entry}; sleep 0.1; done"]) as touching:
+        dpkg(distro, "--purge", PACKAGE)
+        touching.kill()
+    assert vm.entry(theirs)
+    assert distro.interop()
+
+
+def test_with_interop_disabled(any_vm: bed.Vm, boot: Boot, deb: Path) -> None:
+    distro = boot(any_vm, files={"/etc/wsl.conf": "[interop]\nenabled=false\n"})
+    entries = any_vm.names()
+    before = mounts(distro)
+    dpkg(distro, "--install", deb)
+    assert "inactive" in distro.systemctl("is-active", WATCH, check=False)
+    assert f" {bed.TABLE}/status " in mounts(distro)
+    distro.systemctl("restart", "systemd-binfmt.service")
+    assert any_vm.names() == entries
+    dpkg(distro, "--purge", PACKAGE)
+    assert mounts(distro) == before
+    assert any_vm.names() == entries
+
+
+def test_on_another_machine_nothing_happens(vm: bed.Vm, boot: Boot, deb: Path) -> None:
+    distro = boot(vm, environment={"container": "other"})
+    before = vm.names(), services(distro), mounts(distro)
+    assert dpkg(distro, "--install", deb) == ""
+    script(distro, "elsewhere")
+    assert (vm.names(), services(distro), mounts(distro)) == before
+    assert dpkg(distro, "--purge", PACKAGE) == ""
+    assert vm.names() == before[0]
+
+
+def test_in_a_chroot_without_systemd(vm: bed.Vm, boot: Boot, deb: Path, next_deb: Path) -> None:
+    """As in an image that is being built; the distro around it, whose root it is, notices nothing."""
+    distro = boot(vm)
+    entries = vm.names()
+    shutil.copy(deb, distro.path("/root/1.deb"))
+    shutil.copy(next_deb, distro.path("/root/2.deb"))
+    distro.shell("mount --bind / /mnt; mount -t tmpfs tmpfs /mnt/run; mount -t tmpfs tmpfs /mnt/tmp")
+    for arguments in (
+        ["--install", "/root/1.deb"],
+        ["--install", "/root/2.deb"],
+        ["--remove", PACKAGE],
+        ["--install", "/root/1.deb"],
+        ["--purge", PACKAGE],
+    ):
+        printed = distro.run("chroot", "/mnt", "dpkg", *arguments)
+        assert [line for line in printed.splitlines() if not line.startswith(DPKG_SAYS)] == []
+        if arguments[0] == "--install":
+            assert distro.path("/usr/lib/wsl-binfmt-generator/wsl_binfmt/__pycache__").exists()
+    assert not distro.path("/usr/lib/wsl-binfmt-generator").exists()
+    assert not any(distro.path("/mnt/run").iterdir())
+    assert vm.names() == entries
+
+
+IN_A_ROOT = """
+mount --make-rprivate /
+mount -t tmpfs tmpfs "$1"
+cd "$1"
+mkdir upper work root
+mount -t overlay overlay -o lowerdir=/,upperdir=upper,workdir=work root
+for directory in proc sys dev; do
+        mount --rbind /$directory root/$directory
+done
+mount -t tmpfs tmpfs root/run
+mount -t tmpfs tmpfs root/tmp
+# Of the test bed, for one on a machine.
+mkdir root/run/lock
+mount --bind /run/lock root/run/lock
+cp -r "$2" root/root/tree
+cp -r "$2/packaging/debian" root/root/tree/debian
+cp "$3" root/root/package.deb
+exec chroot root sh -ec 'dpkg --install /root/package.deb; cd /root/tree; exec debian/tests/in-a-distro "$@"' - "${@:4}"
+"""
+
+
+def test_the_autopkgtest(tmp_path: Path, release: Path, deb: Path) -> None:
+    """As autopkgtest does, in a root of its own that has the package installed."""
+    (command,) = re.findall(
+        r"^Test-Command: debian/tests/in-a-distro (.*)$", (SCRIPTS / "control").read_text(), re.MULTILINE
+    )
+    arguments = [str(tmp_path), str(release), str(deb), *command.split()]
+    done = subprocess.run(
+        ["unshare", "--mount", "bash", "-ec", IN_A_ROOT, "-", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "debian/tests/goes-away:" in done.stdout

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: MIT
+"""`make demo`: a Windows program in a WSL-like distro, without the generator and with it."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import bed
+
+RESTART = "systemctl restart systemd-binfmt.service"
+PRINT_OUTPUT = """
+cd /run/systemd/generator
+for file in $(find . -name '*wsl-binfmt*' -o -name '*status.mount' | sort); do
+    echo "$file"
+    if [ -L "$file" ]; then echo "    -> $(readlink "$file")"; else sed 's/^/    /' "$file"; fi
+done
+"""
+
+
+def show(distro: bed.Distro) -> None:
+    """Start a Windows program before and after a restart of the service, and print what came of it."""
+    program = distro.windows_program("/tmp/program.exe")
+    for command in "", RESTART:
+        if command:
+            print(f"  # {command}")
+            distro.shell(command)
+        print(f"  $ {program} hello\n    {distro.answer(program).splitlines()[0]}")
+
+
+def main() -> int:
+    """Show it; returns the exit status."""
+    reason = bed.unavailable()
+    if reason:
+        print(f"make demo {reason}")
+        return 1
+    start = time.monotonic()
+    with bed.Vm() as vm:
+        with vm.distro(installed=False) as distro:
+            print("A WSL-like distro, booted with", distro.systemctl("--version").splitlines()[0])
+            if "WSLInterop" not in vm.names():
+                # Its boot was enough to lose it, where binfmt.d has a file.
+                vm.register(bed.WSL_INTEROP)
+            show(distro)
+        with vm.distro() as distro:
+            print("\nThe same with wsl-binfmt-generator installed")
+            show(distro)
+            print("\nA wipe of the table, as by another distro that shuts down")
+            print("  # echo -1 >/proc/sys/fs/binfmt_misc/status")
+            vm.write("status", "-1")
+            lost = time.monotonic()
+            while not distro.interop():
+                pass
+            print(f"    repaired after {1000 * (time.monotonic() - lost):.0f} ms")
+            print("\nWhat the generator wrote")
+            print(distro.shell(PRINT_OUTPUT))
+    print(f"All is cleaned up again. That took {time.monotonic() - start:.0f} s.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: MIT
+"""The main points again on the oldest and the newest systemd that this is for."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+import bed
+from checks import eventually, quiet, right
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Boot = Callable[..., bed.Distro]
+
+# Of Debian's suites: the version of systemd in them.
+SUITES = {"bullseye": 247, "trixie": 257, "sid": 262}
+PACKAGES = "systemd,systemd-sysv,python3-minimal,dbus,binfmt-support"
+# As debootstrap, and so WSL's images, have had it since buster; later suites do it themselves.
+MERGED_USR = {"bullseye": ["--setup-hook=/usr/share/mmdebstrap/hooks/merged-usr/setup00.sh"]}
+
+
+@pytest.fixture(scope="session", params=SUITES)
+def root(request: pytest.FixtureRequest) -> Path:
+    """The root file system of a Debian suite, made once on a machine."""
+    path: Path = bed.TREE / "build" / "roots" / request.param
+    if not path.exists():
+        unfinished = path.with_suffix(".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        # sid's and old suites' lists may be older than they say they may be.
+        subprocess.run(
+            ["mmdebstrap", "--variant=minbase", f"--include={PACKAGES}", '--aptopt=Acquire::Check-Valid-Until "false"',
+             *MERGED_USR.get(request.param, ()), request.param, unfinished],
+            check=True,
+        )  # fmt: skip
+        unfinished.rename(path)
+    return path
+
+
+def version(root: Path) -> int:
+    return next(version for suite, version in SUITES.items() if suite == root.name)
+
+
+def test_it_is_the_systemd_that_it_should_be(vm: bed.Vm, boot: Boot, root: Path) -> None:
+    distro = boot(vm, root=root)
+    # sid moves on.
+    assert int(distro.systemctl("--version").split()[1].partition(".")[0].partition("~")[0]) >= version(root)
+
+
+@pytest.mark.parametrize("content", [":wine:M::MZ::/bin/true:\n", ":WSLInterop:M::MZ::/bin/echo:PF\n"])
+def test_every_launch_works(any_vm: bed.Vm, boot: Boot, root: Path, content: str) -> None:
+    distro = boot(any_vm, root=root, files={"/etc/binfmt.d/x.conf": content + ":x:M::xx::/bin/true:\n"})
+    assert distro.wait_until_up() == "running"
+    with distro.launching() as launches:
+        for _ in range(5):
+            distro.systemctl("restart", "systemd-binfmt.service")
+            assert right(any_vm)
+            distro.systemctl("reload", "systemd-binfmt.service")
+            assert right(any_vm)
+    assert launches.count > 50
+    assert launches.failed == 0
+    assert distro.interop()
+    assert "x" in any_vm.names()
+
+
+def test_a_refused_rule(vm: bed.Vm, boot: Boot, root: Path) -> None:
+    distro = boot(vm, root=root, files={"/etc/binfmt.d/x.conf": ":bad:M::\n:wine:M::MZ::/bin/true:\n"})
+    distro.systemctl("restart", "systemd-binfmt.service", check=False)
+    assert distro.interop()
+
+
+def test_a_wipe_is_repaired_and_the_watch_lives(any_vm: bed.Vm, boot: Boot, root: Path) -> None:
+    distro = boot(any_vm, root=root, files={"/etc/binfmt.d/x.conf": ":x:M::xx::/bin/true:\n"})
+    for _ in range(3):
+        eventually(lambda: quiet(distro))
+        any_vm.write("status", "-1")
+        assert eventually(lambda: right(any_vm) and distro.interop()) < 1
+        eventually(lambda: "x" in any_vm.names())
+    for number in range(300):
+        any_vm.write("register", f":burst{number}:M::burst{number}::/bin/true:")
+    any_vm.write("register", ":wine:M::MZ::/bin/true:")
+    assert eventually(lambda: any_vm.names()[0] == "WSLInterop") < 1
+    assert distro.wait_until_up() == "running"
+
+
+def test_a_shutdown_is_not_felt_by_others(any_vm: bed.Vm, boot: Boot, root: Path) -> None:
+    distro = boot(any_vm)
+    with distro.launching() as launches, any_vm.distro(root=root) as peer:
+        assert "Read-only" in peer.shell(f"echo -1 >{bed.TABLE}/status", check=False)
+        peer.shutdown()
+    assert launches.failed == 0
+
+
+def test_a_read_only_table(read_only_vm: bed.Vm, boot: Boot, root: Path) -> None:
+    distro = boot(read_only_vm, root=root, files=bed.BINFMT_SUPPORT)
+    assert distro.wait_until_up() == "running"
+    assert distro.interop()

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: MIT
+"""The generator's command line: arguments, exit status, and what goes to which channel."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+import support
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+USAGE = "usage: wsl-binfmt-generator [-v] NORMAL-DIR [EARLY-DIR LATE-DIR]\n"
+VERSION = re.search(r'^VERSION = "(.*)"$', support.GENERATOR.read_text(), re.MULTILINE)
+NAME = "wsl-binfmt-generator: "
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        [],
+        [""],
+        ["", "early", "late"],
+        ["one", "two"],
+        ["one", "two", "three", "four"],
+        ["-x"],
+        ["--unknown"],
+        ["--versio"],
+        ["-"],
+        ["--"],
+        ["-v"],
+        ["--verbose"],
+        ["-v", "one", "two"],
+        ["-v", "-v"],
+        ["-v", "--help"],
+        ["--help", "one"],
+        ["--version", "one"],
+        ["-vh"],
+        ["--", "one"],
+        ["\udcff", "two"],
+    ],
+)
+def test_wrong(distro: support.Machine, args: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong arguments: usage on stderr, exit status 2, nothing written anywhere."""
+    monkeypatch.chdir(distro.out)
+    done = support.run(*args, environment={"container": "wsl", "WSL_BINFMT_ROOT": str(distro.root)})
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", USAGE)
+    assert distro.output() == {}
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help(option: str) -> None:
+    """The help names each option, and is no wider than a terminal."""
+    done = support.run(option, environment={})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(USAGE)
+    for word in "-v", "--verbose", "-h", "--help", "--version", "WSL_BINFMT_ROOT", "Exit status":
+        assert word in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_version() -> None:
+    """The version is the one of the source."""
+    assert VERSION
+    done = support.run("--version", environment={})
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"wsl-binfmt-generator {VERSION[1]}\n", "")
+
+
+def test_started_as_a_program(distro: support.Machine) -> None:
+    """Its mode and its first line do: isolated Python, so that nothing in the environment changes what runs."""
+    assert support.GENERATOR.read_text().startswith("#!/usr/bin/python3 -IS\n")
+    distro.write("posix.py", "raise SystemExit('not isolated')")
+    distro.environment["PYTHONPATH"] = str(distro.root)
+    distro.environment["PYTHONSTARTUP"] = str(distro.root / "posix.py")
+    done = distro.run(command=[str(support.GENERATOR)], cwd=distro.root)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert support.GUARD in distro.output()
+
+
+def test_three_directories(distro: support.Machine, tmp_path: Path) -> None:
+    """As systemd starts it: the first of the directories is written to, the others are left alone."""
+    early, late = tmp_path / "early", tmp_path / "late"
+    early.mkdir()
+    late.mkdir()
+    done = distro.run(distro.out, early, late)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert distro.output().keys() >= {support.GUARD, support.SUPPORT}
+    assert support.tree(early) == support.tree(late) == {}
+
+
+@pytest.mark.parametrize("option", ["-v", "--verbose"])
+def test_verbose(distro: support.Machine, option: str) -> None:
+    """It says what was found, what follows from it, and each file that is written."""
+    done = distro.run(option, distro.out)
+    lines = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (0, "")
+    assert lines[0] == f"{NAME}a WSL distro, protectBinfmt=True, interop enabled=True"
+    assert set(lines[1:]) == {f"{NAME}wrote {distro.out}/{name}" for name in distro.output()}
+
+
+def test_verbose_elsewhere(distro: support.Machine) -> None:
+    """It says why there is nothing to do."""
+    distro.environment["container"] = "lxc"
+    done = distro.run("-v", distro.out)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", f"{NAME}a container, lxc: nothing to do\n")
+
+
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", ">/dev/full", ">/dev/full 2>&1"])
+@pytest.mark.parametrize(
+    ("args", "status", "status_unsaid"),
+    # What is asked for on stdout fails if it cannot be said; all else does not depend on being heard.
+    [(["--help"], 0, 1), (["--version"], 0, 1), ([], 2, 2), (["out"], 0, 0), (["-v", "out"], 0, 0), (["none"], 1, 1)],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_nobody_listens(
+    distro: support.Machine,
+    redirection: str,
+    args: list[str],
+    status: int,
+    status_unsaid: int,
+) -> None:
+    """Channels that are closed or full change nothing but what is said, and are no reason for a traceback."""
+    distro.conf.write_text("[boot]\nprotectBinfmt=maybe\n")
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {redirection}', "sh", *support.COMMAND, *args],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=support.TIMEOUT,
+        cwd=distro.out.parent,
+        env={"WSL_BINFMT_ROOT": str(distro.root), "container": "wsl"},
+    )
+    assert "Traceback" not in done.stderr
+    assert "unexpected" not in done.stderr
+    assert done.returncode == (status_unsaid if redirection != "2>&-" else status)
+    assert (support.GUARD in distro.output()) == ("out" in args)
+    for text in distro.output().values():
+        assert NAME not in text, "a message went into a file that took the number of a closed channel"
+
+
+def test_unexpected(distro: support.Machine) -> None:
+    """What nobody thought of is one line as well, and exit status 1."""
+    program = f"""
+import runpy, sys, posix
+sys.argv = ["wsl-binfmt-generator", {str(distro.out)!r}]
+def fail(*_, **__): raise RuntimeError("on purpose")
+posix.mkdir = fail
+runpy.run_path({str(support.GENERATOR)!r}, run_name="__main__")
+"""
+    done = distro.run("-c", program, command=[sys.executable, "-IS"])
+    assert done.stderr == f"{NAME}unexpected RuntimeError, please report it: on purpose\n"
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_imports() -> None:
+    """It imports no module that the interpreter does not have by itself: time at boot."""
+    program = f"""
+import sys
+before = set(sys.modules)
+sys.argv = ["wsl-binfmt-generator", "--version"]
+code = compile(open({str(support.GENERATOR)!r}, "rb").read(), "generator", "exec")
+exec(code, {{"__name__": "generator"}})
+print(sorted(set(sys.modules) - before))
+"""
+    done = support.run("-c", program, environment={}, command=[sys.executable, "-IS"])
+    assert done.stdout == "[]\n"

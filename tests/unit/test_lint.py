@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: MIT
+"""The tree is clean to its tools. One that is missing is a failure: `pip install -e '.[dev]'`."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import support
+
+PROGRAMS = [support.GENERATOR, support.GENERATOR.with_name("wsl-binfmt")]
+SOURCES = [*PROGRAMS, *sorted((support.TREE / "generator/wsl_binfmt").glob("*.py"))]
+TESTS = sorted(path for path in (support.TREE / "tests").rglob("*.py") if "golden" not in path.parts)
+
+
+def run(tool: str, *args: str | Path) -> str:
+    """Run a tool in the tree, of this Python's environment, and return what it said; it must succeed."""
+    # vermin has no __main__.
+    start = ["-c", "import vermin; vermin.main()"] if tool == "vermin" else ["-m", tool]
+    done = subprocess.run(
+        [sys.executable, *start, *map(str, args)],
+        check=False,
+        cwd=support.TREE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_ruff() -> None:
+    """The linter."""
+    run("ruff", "check", "--no-cache", "--no-fix", "--output-format=concise")
+
+
+def test_ruff_sees_all() -> None:
+    """It sees the files that have no .py as well."""
+    seen = {Path(line) for line in run("ruff", "check", "--no-cache", "--show-files").splitlines()}
+    assert {*SOURCES, *TESTS} <= seen
+
+
+def test_mypy(tmp_path: Path) -> None:
+    """The types, strictly."""
+    run("mypy", f"--cache-dir={tmp_path}")
+
+
+def test_vermin() -> None:
+    """Neither the generator nor the command needs more than Python 3.8."""
+    run("vermin", "--quiet", "--no-tips", "--violations", "--eval-annotations", "--target=3.8-", *SOURCES)
+
+
+def test_compiles() -> None:
+    """Their syntax is that of Python 3.8, annotations that are text included."""
+    for source in SOURCES:
+        for node in ast.walk(ast.parse(source.read_text(), feature_version=(3, 8))):
+            annotation = getattr(node, "annotation", None) or getattr(node, "returns", None)
+            if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+                ast.parse(annotation.value, mode="eval")
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=lambda path: str(path.relative_to(support.TREE)))
+def test_licence(path: Path) -> None:
+    """Each file says under which licence it is."""
+    head = path.read_text().splitlines()[:2]
+    assert not path.stat().st_size or any(line == "# SPDX-License-Identifier: MIT" for line in head)
+
+
+def test_nothing_outside() -> None:
+    """No test needs a file that is not in the tree, and no file is larger than it should be."""
+    outside = re.compile(r"\.\./shared|/work/")
+    for path in [*SOURCES, *TESTS]:
+        if path != Path(__file__):
+            assert not outside.search(path.read_text()), path
+    assert support.GENERATOR.stat().st_size < 20_000
