@@ -7,7 +7,7 @@ PREFIX = /usr
 # Whether `install` compiles the modules; a package may do so at its installation.
 COMPILE = yes
 
-.PHONY: demo check install
+.PHONY: install demo check bench
 
 # Without scdoc there are no man pages, so that trying this out takes nothing but Python.
 SCDOC := $(shell command -v scdoc 2>/dev/null)
@@ -19,6 +19,7 @@ install: $(if $(SCDOC),$(PAGES))
 	install -D -m 755 -t $(LIB)/systemd/system-generators generator/wsl-binfmt-generator
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin generator/wsl-binfmt
 	install -D -m 644 -t $(LIB)/wsl-binfmt-generator units/status
+	install -D -m 755 -t $(LIB)/wsl-binfmt-generator units/restore
 	install -D -m 644 -t $(LIB)/wsl-binfmt-generator/wsl_binfmt generator/wsl_binfmt/*.py
 	install -D -m 644 -t $(LIB)/systemd/system $(UNITS)
 	$(foreach page,$(if $(SCDOC),$(PAGES)),install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man$(subst .,,$(suffix $(page))) $(page) &&) :
@@ -26,6 +27,7 @@ install: $(if $(SCDOC),$(PAGES))
 		-e 's,/usr/\(bin/wsl-binfmt\|lib/wsl-binfmt-generator\|lib/systemd/system/\|lib/systemd/system-generators/\),$(PREFIX)/\1,g' \
 		$(DESTDIR)$(PREFIX)/bin/wsl-binfmt \
 		$(LIB)/systemd/system-generators/wsl-binfmt-generator \
+		$(LIB)/wsl-binfmt-generator/restore \
 		$(LIB)/wsl-binfmt-generator/wsl_binfmt/command.py \
 		$(UNITS:units/%=$(LIB)/systemd/system/%) \
 		$(if $(SCDOC),$(DESTDIR)$(PREFIX)/share/man/man?/wsl-binfmt*)
@@ -33,9 +35,38 @@ ifeq ($(COMPILE),yes)
 	/usr/bin/python3 -m compileall -q $(if $(DESTDIR),-s '$(DESTDIR)' -p /) $(LIB)/wsl-binfmt-generator
 endif
 
+# What boots in the test bed is an overlay of this machine's root.
+BED_DEPENDS = systemd systemd-sysv dbus binfmt-support gcc libc6-dev util-linux
+TEST_DEPENDS = $(BED_DEPENDS) mmdebstrap python3-venv qemu-user-static strace
+
+demo: DEPENDS = $(BED_DEPENDS)
+demo: depends
+	@/usr/bin/python3 -B tests/system/demo.py
+
+bench: DEPENDS = $(BED_DEPENDS)
+bench: depends
+	/usr/bin/python3 -B tests/system/bench.py
+
+check: DEPENDS = $(TEST_DEPENDS) $(PACKAGING_DEPENDS)
+check: depends .venv/done
+	.venv/bin/python -B -m pytest
+
+.venv/done: pyproject.toml
+	/usr/bin/python3 -m venv .venv
+	.venv/bin/python -c 'import tomllib; o = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+		print("\n".join(o["tests"] + o["lint"]))' | .venv/bin/pip install --quiet --requirement /dev/stdin
+	touch $@
+
+# Installs DEPENDS on Debian, where it can; what is missing then is said by what needs it.
+depends:
+	@missing=$$(dpkg-query -W -f '$${db:Status-Abbrev}$${Package}\n' $(DEPENDS) 2>&1 | sed -n 's/^dpkg-query: no packages found matching //p;/^ii/!s/^[a-z]. *//p'); \
+		if [ -z "$$missing" ]; then exit; \
+		elif [ "$$(id -u)" = 0 ]; then apt-get update --quiet=2 && apt-get install --quiet=2 --yes --no-install-recommends $$missing; \
+		else echo "not root, so these are not installed:" $$missing >&2; fi
+
 # Everything below is for releases and packages.
 
-.PHONY: man dist deb rpm arch check-packages packaging-depends
+.PHONY: depends man dist deb rpm arch check-packages
 
 RELEASE = wsl-binfmt-generator-$(VERSION)
 # The day of the release, so that what is built twice is the same.
@@ -68,7 +99,7 @@ dist:
 		$(RELEASE) | gzip -9 -n >dist/$(RELEASE).tar.gz
 
 deb: DEPENDS = $(DEB_DEPENDS)
-deb: packaging-depends dist
+deb: depends dist
 	rm -rf build/deb dist/*.deb
 	mkdir -p build/deb
 	tar -x -z -C build/deb -f dist/$(RELEASE).tar.gz
@@ -94,11 +125,5 @@ arch: dist
 
 # All three are built, and installed in distros; what they hold is compared.
 check-packages: DEPENDS = $(PACKAGING_DEPENDS)
-check-packages: packaging-depends
+check-packages: depends
 	$(or $(wildcard .venv/bin/python),python3) -m pytest -m packages tests/packages
-
-packaging-depends:
-	@missing=$$(dpkg-query -W -f '$${db:Status-Abbrev}$${Package}\n' $(DEPENDS) 2>&1 | sed -n 's/^dpkg-query: no packages found matching //p;/^ii/!s/^[a-z]. *//p'); \
-		if [ -z "$$missing" ]; then exit; \
-		elif [ "$$(id -u)" = 0 ]; then apt-get update --quiet && apt-get install --yes --no-install-recommends $$missing; \
-		else echo "missing:" $$missing >&2; exit 1; fi

@@ -50,8 +50,10 @@ wsl_binfmt_is_gone() {
         # A service that was being started meanwhile may have left these: its notes, and what stands
         # in for WSLInterop, of this distro and no other.
         rm -rf /run/wsl-binfmt
-        entry=/proc/sys/fs/binfmt_misc/WSLInterop-held-by-$(stat -L -c %i /proc/self/ns/pid)
-        if [ -e "$entry" ]; then
-                echo -1 >"$entry" || :
-        fi
+        held=/proc/sys/fs/binfmt_misc/WSLInterop-held-by-$(stat -L -c %i /proc/self/ns/pid)
+        for entry in "$held" "$held"+*; do
+                if [ -e "$entry" ]; then
+                        echo -1 >"$entry" || :
+                fi
+        done
 }

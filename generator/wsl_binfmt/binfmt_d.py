@@ -22,6 +22,7 @@ ROOT = "/proc/1/root"
 DIRECTORIES = "/etc/binfmt.d", "/run/binfmt.d", "/usr/local/lib/binfmt.d", "/usr/lib/binfmt.d", "/lib/binfmt.d"
 # What systemd-binfmt is shown for the first of them, if it is there.
 VIEW = "/run/wsl-binfmt/binfmt.d"
+FILE_MAX = 1 << 20  # bytes
 
 
 def take_over(is_ours: "Callable[[str], bool]", start: bytes, go_first: "Callable[[], None]") -> None:
@@ -133,8 +134,10 @@ def _read() -> "dict[str, tuple[str, bytes]]":
         for name in listdir(ROOT + directory):
             if name.endswith(".conf") and name not in files:
                 try:
-                    with open(f"{ROOT}{directory}/{name}", "rb") as file:
-                        files[name] = directory, file.read()
+                    # Neither waits for a FIFO nor reads a device to its end.
+                    fd = posix.open(f"{ROOT}{directory}/{name}", posix.O_NONBLOCK)
+                    with open(fd, "rb") as file:
+                        files[name] = directory, file.read(FILE_MAX) or b""
                 except OSError:
                     pass
     return files

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,6 +17,9 @@ import bed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    Clone = Callable[[Path], Path]
+    Make = Callable[..., None]
 
 TOOLS = ("dh", "dh_python3", "lintian", "makepkg", "mandoc", "rpmbuild", "scdoc", "shellcheck")
 
@@ -39,25 +43,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=reasons[0]))
 
 
-def copy_tree(target: Path) -> Path:
-    """Copy what a clone would have; returns `target`."""
-    ignore = shutil.ignore_patterns(".*", "build", "dist", "__pycache__")
-    shutil.copytree(bed.TREE, target, symlinks=True, ignore=ignore)
-    return target
+@pytest.fixture(scope="session")
+def clone() -> Clone:
+    """Copy what a clone would have to a new directory; returns that."""
 
+    def do(target: Path) -> Path:
+        ignore = shutil.ignore_patterns(".*", "build", "dist", "__pycache__")
+        shutil.copytree(bed.TREE, target, symlinks=True, ignore=ignore)
+        return target
 
-def make(tree: Path, *args: str, **options: Any) -> None:
-    """Run make(1) in a tree; what it printed is in the error, if it fails."""
-    # A terminal's width, say, is nothing that a package should depend on.
-    command = ["make", "--silent", "-C", str(tree), *args]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **options)
-    assert done.returncode == 0, done.stdout
+    return do
 
 
 @pytest.fixture(scope="session")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make() -> Make:
+    """Run make(1) in a tree: `make(tree, "deb")`; options are those of subprocess.run()."""
+
+    def do(tree: Path, *args: str, **options: Any) -> None:
+        command = ["make", "--silent", "-C", str(tree), *args]
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **options
+        )
+        assert done.returncode == 0, done.stdout
+
+    return do
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory: pytest.TempPathFactory, clone: Clone, make: Make) -> Path:
     """A copy of the tree in which all packages have been built."""
-    tree = copy_tree(tmp_path_factory.mktemp("release") / "tree")
+    tree = clone(tmp_path_factory.mktemp("release") / "tree")
     make(tree, "deb", "rpm", "arch")
     return tree
 
@@ -70,12 +85,11 @@ def deb(release: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def next_deb(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Debian package of the next version, whose guard is another file."""
-    tree = copy_tree(tmp_path_factory.mktemp("next") / "tree")
+def next_deb(tmp_path_factory: pytest.TempPathFactory, clone: Clone, make: Make) -> Path:
+    """The Debian package of the next version."""
+    tree = clone(tmp_path_factory.mktemp("next") / "tree")
     version = tree / "generator/wsl-binfmt-generator"
-    lines = ['VERSION = "99"\n' if line.startswith("VERSION =") else line for line in version.open()]
-    version.write_text("".join(lines))
+    version.write_text(re.sub("^VERSION = .*", 'VERSION = "99"', version.read_text(), flags=re.MULTILINE))
     changes = tree / "CHANGELOG.md"
     changes.write_text(changes.read_text().replace("\n## ", "\n## 99 (2036-01-01)\n\n- More.\n\n## ", 1))
     make(tree, "deb")
@@ -104,6 +118,9 @@ def boot() -> Iterator[Callable[..., bed.Distro]]:
 
         def do(vm: bed.Vm, **options: Any) -> bed.Distro:
             options["files"] = {**bed.NO_START_LIMIT, **options.get("files", {})}
-            return stack.enter_context(vm.distro(installed=False, **options))
+            distro = stack.enter_context(vm.distro(installed=False, **options))
+            # Otherwise every installation takes the two seconds in which man-db reads all pages.
+            distro.path("/var/lib/man-db/auto-update").unlink(missing_ok=True)
+            return distro
 
         yield do

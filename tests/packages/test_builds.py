@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: MIT
+"""The three packages: the same every time, with the same files, and nothing to complain of."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+import bed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    Clone = Callable[[Path], Path]
+    Make = Callable[..., None]
+
+PACKAGING = bed.TREE / "packaging"
+VERSION = re.findall('^VERSION = "(.*)"$', (bed.TREE / "generator/wsl-binfmt-generator").read_text(), re.MULTILINE)[0]
+
+
+def run(*args: str | Path, **options: object) -> str:
+    """Run a command; returns what it printed, on both channels."""
+    done = subprocess.run(  # type: ignore[call-overload]
+        args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **options
+    )
+    assert done.returncode == 0, done.stdout
+    return str(done.stdout)
+
+
+def built(release: Path, pattern: str) -> Path:
+    """The one file of that name in dist/."""
+    (path,) = (release / "dist").glob(pattern)
+    return path
+
+
+def files(directory: Path) -> dict[str, tuple[int, bytes]]:
+    """Mode and content of the files of a package, by path, but for what each has of its own.
+
+    That is its documentation, what Debian has for lintian and dh_python3, compiled
+    modules (Debian compiles at installation) and compression.
+    """
+    result = {}
+    for path in sorted(directory.rglob("*")):
+        name = str(path.relative_to(directory))
+        own = re.match(r"\.|usr/share/(doc|licenses|lintian|python3)/", name) or name.endswith(".pyc")
+        if path.is_file() and not own:
+            content = run("gzip", "-dc", path) if name.endswith(".gz") else path.read_text()
+            result[name.removesuffix(".gz")] = path.stat().st_mode, content.encode()
+    return result
+
+
+def unpacked(release: Path, target: Path, kind: str) -> Path:
+    """Unpack a package; returns `target`."""
+    target.mkdir()
+    if kind == "deb":
+        run("dpkg-deb", "--extract", built(release, "*.deb"), target)
+    elif kind == "rpm":
+        run("sh", "-ec", 'rpm2archive - <"$0" | tar -x -z', built(release, "*.rpm"), cwd=target)
+    else:
+        run("tar", "-x", "-f", built(release, "*.pkg.tar.*"), cwd=target)
+    return target
+
+
+def test_the_same_files_in_all(release: Path, tmp_path: Path, make: Make) -> None:
+    make(release, "install", f"DESTDIR={tmp_path / 'installed'}")
+    expected = files(tmp_path / "installed")
+    assert "usr/lib/systemd/system-generators/wsl-binfmt-generator" in expected
+    assert "usr/share/man/man8/wsl-binfmt-generator.8" in expected
+    for kind in "deb", "rpm", "arch":
+        assert files(unpacked(release, tmp_path / kind, kind)) == expected
+
+
+def test_nothing_where_it_must_not_be(release: Path, tmp_path: Path) -> None:
+    for kind in "deb", "rpm", "arch":
+        directory = unpacked(release, tmp_path / kind, kind)
+        assert [path.name for path in directory.iterdir() if not path.name.startswith(".")] == ["usr"]
+        assert [path.name for path in (directory / "usr/lib/systemd/system-generators").iterdir()] == [
+            "wsl-binfmt-generator"
+        ]
+        modules = [*(directory / "usr/lib/wsl-binfmt-generator/wsl_binfmt").glob("*.py")]
+        compiled = [*(directory / "usr/lib/wsl-binfmt-generator").rglob("*.pyc")]
+        assert len(compiled) == (0 if kind == "deb" else len(modules))
+
+
+def test_built_again_they_are_the_same(release: Path, tmp_path: Path, clone: Clone, make: Make) -> None:
+    """From a clone and from an unpacked release, elsewhere, in another time zone and with another umask."""
+    (tmp_path / "release").mkdir()
+    run("tar", "-x", "--strip-components=1", "-f", built(release, f"*-{VERSION}.tar.gz"), cwd=tmp_path / "release")
+    environment = {**os.environ, "TZ": "Asia/Tokyo", "LC_ALL": "C.UTF-8"}
+    for tree in clone(tmp_path / "clone"), tmp_path / "release":
+        make(tree, "deb", umask=0o077, env=environment)
+        for pattern in "*.deb", f"*-{VERSION}.tar.gz":
+            assert built(tree, pattern).read_bytes() == built(release, pattern).read_bytes(), (tree, pattern)
+
+
+def test_the_deb_alone_is_built_by_the_usual_command(release: Path, tmp_path: Path) -> None:
+    """What a distribution does: a release, packaging/debian in its place, dpkg-buildpackage."""
+    run("tar", "-x", "-f", built(release, f"*-{VERSION}.tar.gz"), "-C", tmp_path)
+    (tree,) = tmp_path.iterdir()
+    shutil.copytree(tree / "packaging/debian", tree / "debian")
+    run("dpkg-buildpackage", "--no-sign", "--build=binary", cwd=tree)
+    (deb,) = tmp_path.glob("*.deb")
+    assert deb.read_bytes() == built(release, "*.deb").read_bytes()
+
+
+def test_lintian_has_nothing_to_say(release: Path) -> None:
+    (changes,) = (release / "build/deb").glob("*.changes")
+    assert run("lintian", "--allow-root", "--pedantic", "--display-info", changes) == ""
+
+
+def test_overrides_are_explained() -> None:
+    for path in PACKAGING.glob("debian/**/*lintian-overrides"):
+        lines = path.read_text().splitlines()
+        assert lines[0].startswith("#")
+        assert [line for line, before in zip(lines[1:], lines) if line[0] != "#" and before[0] != "#"] == []
+
+
+def test_the_version_is_the_same_in_all(release: Path, tmp_path: Path) -> None:
+    assert run("dpkg-deb", "--field", built(release, "*.deb"), "Version") == f"{VERSION}\n"
+    assert run("rpm", "-qp", "--queryformat=%{VERSION}", built(release, "*.rpm")) == VERSION
+    assert built(release, "*.pkg.tar.*").name.startswith(f"wsl-binfmt-generator-{VERSION}-1-any.")
+    for page in "wsl-binfmt-generator.8", "wsl-binfmt.1":
+        assert f'"wsl-binfmt-generator {VERSION}"' in (release / "build/man" / page).read_text()
+    directory = unpacked(release, tmp_path / "deb", "deb")
+    modules = directory / "usr/lib/wsl-binfmt-generator"
+    code = f"import sys; sys.path.insert(0, {str(modules)!r}); from wsl_binfmt.command import main; main()"
+    assert run("python3", "-c", code, "--version") == f"wsl-binfmt {VERSION}\n"
+    generator = directory / "usr/lib/systemd/system-generators/wsl-binfmt-generator"
+    assert run(generator, "--version") == f"wsl-binfmt-generator {VERSION}\n"
+
+
+def test_without_a_changelog_of_the_version_nothing_is_built(tmp_path: Path, clone: Clone, make: Make) -> None:
+    tree = clone(tmp_path / "tree")
+    changes = tree / "CHANGELOG.md"
+    changes.write_text(changes.read_text().replace(f"## {VERSION} ", "## 0.0.1 "))
+    with pytest.raises(AssertionError, match=re.escape(f'does not begin with "## {VERSION} (YYYY-MM-DD)"')):
+        make(tree, "deb")
+    assert not list(tree.glob("dist/*"))
+
+
+def test_another_prefix(release: Path, tmp_path: Path, make: Make) -> None:
+    make(release, "install", f"DESTDIR={tmp_path}", "PREFIX=/usr/local")
+    assert [path.name for path in (tmp_path / "usr").iterdir()] == ["local"]
+    for name, (_, content) in files(tmp_path).items():
+        # What is the system's own stays where it is.
+        found = re.findall(rb"/usr/(?!local/)\S*wsl-binfmt[^\s\"]*|/usr/lib/systemd/system/", content)
+        assert found == [], name
+
+
+def test_without_scdoc_it_installs_all_but_the_pages(release: Path, tmp_path: Path, make: Make) -> None:
+    make(release, "install", f"DESTDIR={tmp_path}", "SCDOC=")
+    assert (tmp_path / "usr/bin/wsl-binfmt").exists()
+    assert not (tmp_path / "usr/share").exists()
+
+
+def test_shell_scripts(release: Path) -> None:
+    debian = release / "build/deb" / f"wsl-binfmt-generator-{VERSION}" / "debian/wsl-binfmt-generator/DEBIAN"
+    scripts = [PACKAGING / "takes-effect.sh", *(debian / name for name in ("postinst", "prerm", "postrm"))]
+    scripts += [PACKAGING / "debian/tests" / name for name in ("takes-effect", "goes-away", "elsewhere")]
+    for script in scripts:
+        run("sh", "-n", script)
+    run("shellcheck", "--external-sources", *scripts, PACKAGING / "arch/PKGBUILD")
+    install = release / "build/arch/wsl-binfmt-generator.install"
+    run("shellcheck", install)
+    for name in "takes_effect", "goes", "is_gone":
+        assert f"wsl_binfmt_{name}() {{" in install.read_text()
+        assert f"wsl_binfmt_{name}() {{" in run("rpm", "-qp", "--scripts", built(release, "*.rpm"))
