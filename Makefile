@@ -73,8 +73,8 @@ RELEASE = wsl-binfmt-generator-$(VERSION)
 SOURCE_DATE_EPOCH ?= $(shell date -u -d "$$(sed -n 's/^## .* (\(.*\))$$/\1/p' CHANGELOG.md | head -n 1)" +%s)
 # What this `make` was given, such as DESTDIR, is not for the one that a package runs.
 BUILD = env -u MAKEFLAGS -u MFLAGS
-DEB_DEPENDS = debhelper dh-python scdoc
-PACKAGING_DEPENDS = $(DEB_DEPENDS) fakeroot libarchive-tools lintian makepkg mandoc pacman-package-manager rpm shellcheck
+DEB_DEPENDS = build-essential debhelper dh-python scdoc
+PACKAGING_DEPENDS = $(DEB_DEPENDS) libarchive-tools lintian makepkg mandoc pacman-package-manager rpm shellcheck
 
 man: $(PAGES)
 

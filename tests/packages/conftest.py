@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent == Path(__file__).parent:
             item.add_marker(pytest.mark.packages)
-            if item.path.name == "test_debian.py":
+            if item.path.name in ("test_debian.py", "test_others.py"):
                 item.add_marker(pytest.mark.system)
                 reasons += filter(None, [bed.unavailable()])
             if reasons and not os.environ.get("CI"):
@@ -78,6 +78,18 @@ def release(tmp_path_factory: pytest.TempPathFactory, clone: Clone, make: Make) 
 
 
 @pytest.fixture(scope="session")
+def next_release(tmp_path_factory: pytest.TempPathFactory, clone: Clone, make: Make) -> Path:
+    """As `release`, of the next version."""
+    tree = clone(tmp_path_factory.mktemp("next") / "tree")
+    version = tree / "generator/wsl-binfmt-generator"
+    version.write_text(re.sub("^VERSION = .*", 'VERSION = "99"', version.read_text(), flags=re.MULTILINE))
+    changes = tree / "CHANGELOG.md"
+    changes.write_text(changes.read_text().replace("\n## ", "\n## 99 (2036-01-01)\n\n- More.\n\n## ", 1))
+    make(tree, "deb", "rpm", "arch")
+    return tree
+
+
+@pytest.fixture(scope="session")
 def deb(release: Path) -> Path:
     """The Debian package."""
     (path,) = (release / "dist").glob("*.deb")
@@ -85,15 +97,9 @@ def deb(release: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def next_deb(tmp_path_factory: pytest.TempPathFactory, clone: Clone, make: Make) -> Path:
+def next_deb(next_release: Path) -> Path:
     """The Debian package of the next version."""
-    tree = clone(tmp_path_factory.mktemp("next") / "tree")
-    version = tree / "generator/wsl-binfmt-generator"
-    version.write_text(re.sub("^VERSION = .*", 'VERSION = "99"', version.read_text(), flags=re.MULTILINE))
-    changes = tree / "CHANGELOG.md"
-    changes.write_text(changes.read_text().replace("\n## ", "\n## 99 (2036-01-01)\n\n- More.\n\n## ", 1))
-    make(tree, "deb")
-    (path,) = (tree / "dist").glob("*.deb")
+    (path,) = (next_release / "dist").glob("*.deb")
     return path
 
 

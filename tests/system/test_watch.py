@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import time
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,7 +17,6 @@ import bed
 from checks import all_quiet, eventually, no_jobs, quiet, right
 
 if TYPE_CHECKING:
-    import random
     from collections.abc import Callable, Iterator
 
     from bed import Distro, Vm
@@ -243,11 +243,13 @@ def stormy() -> Iterator[tuple[Vm, list[Distro]]]:
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(steps=st.lists(STEPS, min_size=3, max_size=25), rng=st.randoms(use_true_random=False))
+@given(steps=st.lists(STEPS, min_size=3, max_size=25), seed=st.integers(0, 2**16))
 def test_after_any_storm_the_table_is_right(
-    stormy: tuple[Vm, list[Distro]], steps: list[str], rng: random.Random
+    stormy: tuple[Vm, list[Distro]], steps: list[str], seed: int
 ) -> None:
     vm, distros = stormy
+    # Not drawn from hypothesis: what there is to choose from depends on the table.
+    rng = random.Random(seed)
     for action in steps:
         step(vm, distros, action, rng)
     for distro in distros:
