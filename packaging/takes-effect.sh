@@ -12,7 +12,8 @@ wsl_binfmt_takes_effect() {
         # Runs the generator.
         systemctl daemon-reload || return 0
         [ -h /run/systemd/generator/sysinit.target.wants/proc-sys-fs-binfmt_misc-status.mount ] || return 0
-        for unit in proc-sys-fs-binfmt_misc-status.mount wsl-binfmt-restore.service wsl-binfmt-restore.path; do
+        for unit in proc-sys-fs-binfmt_misc-status.mount wsl-binfmt-restore.service wsl-binfmt-restore.path \
+                wsl-binfmt-recheck.service; do
                 if [ -h "/run/systemd/generator/sysinit.target.wants/$unit" ]; then
                         systemctl start "$unit" || :
                 fi

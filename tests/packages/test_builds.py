@@ -161,7 +161,11 @@ def test_without_scdoc_it_installs_all_but_the_pages(release: Path, tmp_path: Pa
 
 def test_shell_scripts(release: Path) -> None:
     debian = release / "build/deb" / f"wsl-binfmt-generator-{VERSION}" / "debian/wsl-binfmt-generator/DEBIAN"
-    scripts = [PACKAGING / "takes-effect.sh", *(debian / name for name in ("postinst", "prerm", "postrm"))]
+    scripts = [
+        bed.TREE / "units/restore",
+        PACKAGING / "takes-effect.sh",
+        *(debian / name for name in ("postinst", "prerm", "postrm")),
+    ]
     scripts += [PACKAGING / "debian/tests" / name for name in ("takes-effect", "goes-away", "elsewhere")]
     for script in scripts:
         run("sh", "-n", script)
