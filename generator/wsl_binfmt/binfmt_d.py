@@ -16,7 +16,6 @@ TYPE_CHECKING = False  # in place of that of `typing`, whose import takes long
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-UNIT = "systemd-binfmt.service"
 # In the order in which one hides a file of the same name in another; as PID 1
 # sees them, because the drop-in's mounts hold for us as well.
 ROOT = "/proc/1/root"
@@ -34,23 +33,20 @@ def take_over(is_ours: "Callable[[str], bool]", start: bytes, go_first: "Callabl
     systemd-binfmt sees all but these rules from its next start on. A rule that
     the kernel refuses is left to it, for its error message. Raises OSError.
     """
-    files = _read()
-    # Of rules for one name, the last one counts.
-    last = {_name(rule): (file, index) for file, (_, text) in files.items() for index, rule in _rules(text)}
     view = {}
     changed = False
-    for file, (directory, text) in files.items():
+    for name, (directory, text) in _read().items():
         lines = text.splitlines()
         for index, rule in _rules(text):
-            name, shown = _name(rule), entry_text(rule)
+            shown = entry_text(rule)
             if not shown or not table.parse(shown).may_match(start):
                 continue
-            if is_ours(name) or last[name] != (file, index) or _in_force(name, shown) or _register(rule, go_first):
+            if is_ours(_name(rule)) or _in_force(_name(rule), shown) or _register(rule, go_first):
                 # Keeps the numbers of the other lines, for messages.
                 lines[index] = b""
                 changed = True
         if lines != text.splitlines() or directory == DIRECTORIES[0]:
-            view[file] = b"\n".join(lines) + b"\n"
+            view[name] = b"\n".join(lines) + b"\n"
     _show(view if changed else {})
 
 
@@ -74,11 +70,7 @@ def entry_text(rule: bytes) -> bytes:
     text = b"enabled\ninterpreter " + interpreter + b"\nflags: " + shown + b"\n"
     if kind == b"E":
         return text + b"extension ." + magic + b"\n"
-    try:
-        text += b"offset %d" % int(offset or b"0")
-    except ValueError:
-        return b""
-    text += b"\nmagic " + unescape(magic).hex().encode() + b"\n"
+    text += b"offset " + (offset or b"0") + b"\nmagic " + unescape(magic).hex().encode() + b"\n"
     return text + b"mask " + unescape(mask).hex().encode() + b"\n" if mask else text
 
 
@@ -133,14 +125,14 @@ def _register(rule: bytes, go_first: "Callable[[], None]") -> bool:
 
 
 def _read() -> "dict[str, tuple[str, bytes]]":
-    """Read the files that count: directory and text, by name, in systemd's order.
+    """Read the files that count: directory and text, by name.
 
     One that cannot be read is left to systemd-binfmt, for its error message.
     """
     files: "dict[str, tuple[str, bytes]]" = {}
     for directory in DIRECTORIES:
         for name in listdir(ROOT + directory):
-            if name.endswith(".conf") and name[0] != "." and name not in files:
+            if name.endswith(".conf") and name not in files:
                 try:
                     # Neither waits for a FIFO nor reads a device to its end.
                     fd = posix.open(f"{ROOT}{directory}/{name}", posix.O_NONBLOCK)
@@ -148,7 +140,7 @@ def _read() -> "dict[str, tuple[str, bytes]]":
                         files[name] = directory, file.read(FILE_MAX) or b""
                 except OSError:
                     pass
-    return dict(sorted(files.items()))
+    return files
 
 
 def _show(files: "dict[str, bytes]") -> None:
@@ -166,17 +158,15 @@ def _show(files: "dict[str, bytes]") -> None:
 
 
 def write_file(path: str, data: bytes) -> None:
-    """Write a file, whole or not at all, and the directories that it is in; raises OSError."""
+    """Write a file, and the directories that it is in; raises OSError."""
     at = 0
     while (at := path.find("/", at + 1)) > 0:
         try:
             posix.mkdir(path[:at], 0o755)
         except FileExistsError:
             pass
-    temporary = f"{path}.{posix.getpid()}"
-    with open(temporary, "wb") as file:
+    with open(path, "wb") as file:
         file.write(data)
-    posix.rename(temporary, path)
 
 
 def listdir(directory: str) -> "list[str]":

@@ -31,7 +31,7 @@ def _imported() -> "set[str]":
 
 # What each service registers, from where.
 SOURCES = {
-    binfmt_d.UNIT: binfmt_d.names,
+    "systemd-binfmt.service": binfmt_d.names,
     "binfmt-support.service": _imported,
 }
 
@@ -76,10 +76,7 @@ def lost(wiped: bool) -> "list[str]":
     units = []
     for unit in SOURCES:
         tries, names = _read(unit)
-        now = {name: table.inode(name) for name in names} if wiped else {}
-        # None is the same, and one is missing: that others have registered the
-        # same names is no loss, and to answer that would never end.
-        if tries or (0 in now.values() and not any(now[name] == inode for name, inode in names.items())):
+        if tries or (wiped and names and not any(table.inode(name) == inode for name, inode in names.items())):
             units.append(unit)
     return units
 

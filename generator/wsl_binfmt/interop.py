@@ -90,10 +90,9 @@ def restore() -> str:
         return _restore()
 
 
-def hold(take_over: bool = False) -> str:
+def hold() -> str:
     """Make WSL answer whatever becomes of WSLInterop, until restore() or HOLD_MAX.
 
-    take_over: whether to do so with rules of binfmt.d, as binfmt_d.take_over().
     The stand-in is disabled if WSLInterop is, which is how restore() knows that
     an administrator did so. Returns and raises as restore() does.
     """
@@ -108,8 +107,7 @@ def hold(take_over: bool = False) -> str:
                 table.disable(stand_in())
 
         go_first()
-        if take_over:
-            binfmt_d.take_over(is_ours, WINDOWS, go_first)
+        binfmt_d.take_over(is_ours, WINDOWS, go_first)
         return wrong
 
 

@@ -26,7 +26,6 @@ TIMEOUT = 20  # seconds: what takes longer hangs
 WSL_RELEASE = "6.6.87.2-microsoft-standard-WSL2\n"
 
 GUARD = "systemd-binfmt.service.d/50-wsl-binfmt.conf"
-RELOADED = "systemd-binfmt.service.d/wsl-binfmt-reloaded"  # for the watch, no drop-in
 SUPPORT = "binfmt-support.service.d/50-wsl-binfmt.conf"
 
 

@@ -157,7 +157,7 @@ def test_fails(capfd: Captured, monkeypatch: pytest.MonkeyPatch, error: OSError,
     def fail() -> NoReturn:
         raise error
 
-    monkeypatch.setattr(interop, "restore", fail)
+    monkeypatch.setitem(command.ACTIONS, "restore", fail)
     assert command.run(["restore"], BY_SYSTEMD) == 1
     said = capfd.readouterr()
     assert said.out == ""

@@ -135,7 +135,7 @@ def test_peer_from_the_future(formats: kernel.Table) -> None:
 def test_hold(formats: kernel.Table, enabled: bool) -> None:
     """A wipe while held loses nothing: who is held stands in, and is gone with the next restore."""
     formats.add(kernel.WSL, enabled=enabled)
-    interop.hold(take_over=True)
+    interop.hold()
     assert table.names()[0] == MINE
     assert formats.get(MINE).enabled is enabled
     formats.formats.remove(formats.get("WSLInterop"))
@@ -232,7 +232,7 @@ def test_any_table(entries: list[tuple[bytes, bool, float]], hold: bool) -> None
         assert interop.restore() == ""
         assert formats.writes == []
         if hold:
-            interop.hold(take_over=True)
+            interop.hold()
             assert table.names()[0] == MINE
             assert formats.get(MINE).enabled is wanted
             assert interop.restore() == ""
@@ -258,7 +258,7 @@ def test_no_rules(formats: kernel.Table, rules: Callable[..., None], tmp_path: P
     """Without a rule that could matter, systemd-binfmt sees what is there."""
     formats.add(kernel.WSL)
     rules(QEMU, b"# comment", b"", path="usr/lib/binfmt.d/qemu.conf")
-    interop.hold(take_over=True)
+    interop.hold()
     assert view(tmp_path) is None
     assert sorted(table.names()) == ["WSLInterop", MINE]
 
@@ -267,13 +267,13 @@ def test_rival_rule(formats: kernel.Table, rules: Callable[..., None], tmp_path:
     """A rule for Windows programs is registered behind WSL, and systemd-binfmt sees the other lines, as numbered."""
     formats.add(kernel.WSL)
     rules(b"# wine", WINE, QEMU)
-    interop.hold(take_over=True)
+    interop.hold()
     assert view(tmp_path) == {"x.conf": [b"# wine", b"", QEMU]}
     assert table.names()[0] == MINE
     assert formats.get("wine").text == binfmt_d.entry_text(WINE)
     inode = formats.get("wine").inode
     interop.restore()
-    interop.hold(take_over=True)
+    interop.hold()
     assert formats.get("wine").inode == inode, "registered again, although it is in force"
 
 
@@ -282,7 +282,7 @@ def test_rule_of_our_name(formats: kernel.Table, rules: Callable[..., None], tmp
     """A rule by the name of WSLInterop is nobody's business: it is dropped, and years of blog advice with it."""
     formats.add(kernel.WSL)
     rules(b":WSLInterop:M::MZ::/bin/echo:PF", QEMU, path=path)
-    interop.hold(take_over=True)
+    interop.hold()
     assert view(tmp_path) == {"x.conf": [b"", QEMU]}
     assert formats.get("WSLInterop").interpreter == b"/init"
 
@@ -292,7 +292,7 @@ def test_refused_rule(formats: kernel.Table, rules: Callable[..., None], tmp_pat
     formats.add(kernel.WSL)
     formats.refused.add(CLI)
     rules(CLI, WINE)
-    interop.hold(take_over=True)
+    interop.hold()
     assert view(tmp_path) == {"x.conf": [CLI, b""]}
 
 
@@ -302,7 +302,7 @@ def test_hidden_file(formats: kernel.Table, rules: Callable[..., None], tmp_path
     rules(b"", path="etc/binfmt.d/wine.conf")
     rules(WINE, path="usr/lib/binfmt.d/wine.conf")
     rules(WINE, path="usr/lib/binfmt.d/wine.conf.dpkg-new")
-    interop.hold(take_over=True)
+    interop.hold()
     assert view(tmp_path) is None
     assert "wine" not in table.names()
 
@@ -311,10 +311,10 @@ def test_view_is_renewed(formats: kernel.Table, rules: Callable[..., None], tmp_
     """What was shown before does not stay when the rule is gone."""
     formats.add(kernel.WSL)
     rules(WINE)
-    interop.hold(take_over=True)
+    interop.hold()
     assert view(tmp_path)
     rules(QEMU)
-    interop.hold(take_over=True)
+    interop.hold()
     assert view(tmp_path) is None
 
 
@@ -327,6 +327,6 @@ def test_rule_by_a_bad_name(formats: kernel.Table, rules: Callable[..., None], n
     formats.add(QEMU)
     formats.add(kernel.WSL)
     rules(b":" + name + b":M::MZ::/usr/bin/wine:")
-    interop.hold(take_over=True)
+    interop.hold()
     assert "qemu-arm" in table.names()
     assert {written for written, data in formats.writes if data == b"-1"} <= {MINE, "WSLInterop"}
