@@ -59,7 +59,9 @@ check: depends .venv/done
 
 # Installs DEPENDS on Debian, where it can; what is missing then is said by what needs it.
 depends:
-	@missing=$$(dpkg-query -W -f '$${db:Status-Abbrev}$${Package}\n' $(DEPENDS) 2>&1 | sed -n 's/^dpkg-query: no packages found matching //p;/^ii/!s/^[a-z]. *//p'); \
+	@missing=$$(for package in $(DEPENDS); do \
+			[ "$$(dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null)" = installed ] || echo $$package; \
+		done); \
 		if [ -z "$$missing" ]; then exit; \
 		elif [ "$$(id -u)" = 0 ]; then apt-get update --quiet=2 && apt-get install --quiet=2 --yes --no-install-recommends $$missing; \
 		else echo "not root, so these are not installed:" $$missing >&2; fi
