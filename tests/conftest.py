@@ -3,16 +3,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
+import bed
 import support
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+PACKAGING_TOOLS = ("dh", "dh_python3", "lintian", "makepkg", "mandoc", "rpmbuild", "scdoc", "shellcheck")
 
 # A __pycache__ beside the generator would be installed with it.
 sys.dont_write_bytecode = True
@@ -29,6 +36,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what cannot run on this machine; on CI that is a failure."""
+    for marker, unavailable in ("system", bed.unavailable), ("packages", packages_unavailable):
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        reason = "" if os.environ.get("CI") or not marked else unavailable()
+        for item in marked if reason else ():
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def packages_unavailable() -> str:
+    """Say in a line why packages cannot be built on this machine; "" if they can."""
+    missing = [tool for tool in PACKAGING_TOOLS if not shutil.which(tool)]
+    return f"needs {', '.join(missing)}: make check-packages" if missing else ""
+
+
 @pytest.fixture
 def generator() -> Any:
     """The generator as a module, a fresh one for each test."""
@@ -39,3 +61,36 @@ def generator() -> Any:
 def distro(tmp_path: Path) -> support.Machine:
     """A WSL distro's files, nothing wrong with it."""
     return support.Machine(tmp_path, container="wsl")
+
+
+@pytest.fixture
+def vm() -> Iterator[bed.Vm]:
+    """A VM whose WSL protects nothing."""
+    with bed.Vm() as machine:
+        yield machine
+
+
+@pytest.fixture
+def read_only_vm() -> Iterator[bed.Vm]:
+    """A VM whose distros cannot change the table."""
+    with bed.Vm("read-only") as machine:
+        yield machine
+
+
+@pytest.fixture(params=[generation for generation in bed.GENERATIONS if generation != "read-only"])
+def any_vm(request: pytest.FixtureRequest) -> Iterator[bed.Vm]:
+    """A VM of each generation of WSL in which a distro may change the table."""
+    with bed.Vm(request.param) as machine:
+        yield machine
+
+
+@pytest.fixture
+def boot() -> Iterator[Callable[..., bed.Distro]]:
+    """Boot a distro: `distro = boot(vm, files=...)`; it ends with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def do(vm: bed.Vm, **options: Any) -> bed.Distro:
+            options["files"] = {**bed.NO_START_LIMIT, **options.get("files", {})}
+            return stack.enter_context(vm.distro(**options))
+
+        yield do

@@ -3,12 +3,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,31 +13,11 @@ import pytest
 import bed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from pathlib import Path
 
     Clone = Callable[[Path], Path]
     Make = Callable[..., None]
-
-TOOLS = ("dh", "dh_python3", "lintian", "makepkg", "mandoc", "rpmbuild", "scdoc", "shellcheck")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Say what the marker is for."""
-    config.addinivalue_line("markers", "packages: builds packages, `make check-packages` installs what that takes")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip these tests where they cannot run; on CI that is a failure."""
-    missing = [tool for tool in TOOLS if not shutil.which(tool)]
-    reasons = [f"needs {', '.join(missing)}: make check-packages"] if missing else []
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.packages)
-            if item.path.name in ("test_debian.py", "test_others.py"):
-                item.add_marker(pytest.mark.system)
-                reasons += filter(None, [bed.unavailable()])
-            if reasons and not os.environ.get("CI"):
-                item.add_marker(pytest.mark.skip(reason=reasons[0]))
 
 
 @pytest.fixture(scope="session")
@@ -103,30 +80,14 @@ def next_deb(next_release: Path) -> Path:
     return path
 
 
-@pytest.fixture(params=[generation for generation in bed.GENERATIONS if generation != "read-only"])
-def any_vm(request: pytest.FixtureRequest) -> Iterator[bed.Vm]:
-    """A VM of each generation of WSL in which a distro may change the table."""
-    with bed.Vm(request.param) as machine:
-        yield machine
-
-
 @pytest.fixture
-def vm() -> Iterator[bed.Vm]:
-    """A VM whose WSL protects nothing."""
-    with bed.Vm() as machine:
-        yield machine
+def boot(boot: Callable[..., bed.Distro]) -> Callable[..., bed.Distro]:
+    """Boot a distro without the package, as the fixture that this replaces."""
 
+    def do(vm: bed.Vm, **options: Any) -> bed.Distro:
+        distro = boot(vm, installed=False, **options)
+        # Otherwise every installation takes the two seconds in which man-db reads all pages.
+        distro.path("/var/lib/man-db/auto-update").unlink(missing_ok=True)
+        return distro
 
-@pytest.fixture
-def boot() -> Iterator[Callable[..., bed.Distro]]:
-    """Boot a distro without the package: `distro = boot(vm, files=...)`; it ends with the test."""
-    with contextlib.ExitStack() as stack:
-
-        def do(vm: bed.Vm, **options: Any) -> bed.Distro:
-            options["files"] = {**bed.NO_START_LIMIT, **options.get("files", {})}
-            distro = stack.enter_context(vm.distro(installed=False, **options))
-            # Otherwise every installation takes the two seconds in which man-db reads all pages.
-            distro.path("/var/lib/man-db/auto-update").unlink(missing_ok=True)
-            return distro
-
-        yield do
+    return do

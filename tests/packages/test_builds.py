@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     Clone = Callable[[Path], Path]
     Make = Callable[..., None]
 
+pytestmark = pytest.mark.packages
+
 PACKAGING = bed.TREE / "packaging"
 VERSION = re.findall('^VERSION = "(.*)"$', (bed.TREE / "generator/wsl-binfmt-generator").read_text(), re.MULTILINE)[0]
 
@@ -123,7 +125,7 @@ def test_overrides_are_explained() -> None:
 
 def test_the_version_is_the_same_in_all(release: Path, tmp_path: Path) -> None:
     assert run("dpkg-deb", "--field", built(release, "*.deb"), "Version") == f"{VERSION}\n"
-    assert run("rpm", "-qp", "--queryformat=%{VERSION}", built(release, "*.rpm")) == VERSION
+    assert run("rpm", f"--dbpath={tmp_path}", "-qp", "--queryformat=%{VERSION}", built(release, "*.rpm")) == VERSION
     assert built(release, "*.pkg.tar.*").name.startswith(f"wsl-binfmt-generator-{VERSION}-1-any.")
     for page in "wsl-binfmt-generator.8", "wsl-binfmt.1":
         assert f'"wsl-binfmt-generator {VERSION}"' in (release / "build/man" / page).read_text()

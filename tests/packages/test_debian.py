@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     Boot = Callable[..., bed.Distro]
 
+pytestmark = [pytest.mark.packages, pytest.mark.system]
+
 PACKAGE = "wsl-binfmt-generator"
 GUARD = "proc-sys-fs-binfmt_misc-status.mount"
 WATCH = "wsl-binfmt-restore.path"

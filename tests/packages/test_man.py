@@ -14,8 +14,10 @@ import pytest
 import bed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+pytestmark = pytest.mark.packages
 
 # Functions that return or yield what is logged or told.
 REASONS = ("fault", "not_a_distro", "parse_wsl_conf", "settings")
@@ -26,7 +28,8 @@ PAGES = {
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_mandoc_has_nothing_to_say(release: Path, page: str) -> None:
+def test_mandoc_has_nothing_to_say(release: Path, make: Callable[..., None], page: str) -> None:
+    make(release, "man")
     done = subprocess.run(
         ["mandoc", "-T", "lint", release / "build/man" / page], capture_output=True, text=True, check=False
     )

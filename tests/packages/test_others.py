@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     Boot = Callable[..., bed.Distro]
 
+pytestmark = [pytest.mark.packages, pytest.mark.system]
+
 GOES_AWAY = (bed.TREE / "packaging/debian/tests/goes-away").read_text()
 
 
