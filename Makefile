@@ -12,7 +12,7 @@ COMPILE = yes
 # Without scdoc there are no man pages, so that trying this out takes nothing but Python.
 SCDOC := $(shell command -v scdoc 2>/dev/null)
 PAGES = build/man/wsl-binfmt-generator.8 build/man/wsl-binfmt.1
-UNITS = $(wildcard units/*.mount units/*.path units/*.service)
+UNITS = $(wildcard units/*.*)
 LIB = $(DESTDIR)$(PREFIX)/lib
 
 install: $(if $(SCDOC),$(PAGES))

@@ -11,13 +11,17 @@ wsl_binfmt_takes_effect() {
         [ -d /run/systemd/system ] || return 0
         # Runs the generator.
         systemctl daemon-reload || return 0
-        [ -h /run/systemd/generator/sysinit.target.wants/proc-sys-fs-binfmt_misc-status.mount ] || return 0
-        for unit in proc-sys-fs-binfmt_misc-status.mount wsl-binfmt-restore.service wsl-binfmt-restore.path \
-                wsl-binfmt-recheck.service; do
-                if [ -h "/run/systemd/generator/sysinit.target.wants/$unit" ]; then
-                        systemctl start "$unit" || :
-                fi
+        units=
+        for unit in /run/systemd/generator/sysinit.target.wants/*; do
+                case $unit in
+                */proc-sys-fs-binfmt_misc-status.mount | */wsl-binfmt-*)
+                        units="$units ${unit##*/}"
+                        ;;
+                esac
         done
+        [ -n "$units" ] || return 0
+        # shellcheck disable=SC2086
+        systemctl start $units || :
         # Refused to empty the table by WSL 2.8.9 and later, systemd 257 and older make this fail at boot.
         if systemctl is-failed --quiet systemd-binfmt.service; then
                 systemctl restart systemd-binfmt.service || :
@@ -27,7 +31,7 @@ wsl_binfmt_takes_effect() {
 # Before removal, not before an upgrade: the guard and the watch stay up through that.
 wsl_binfmt_goes() {
         [ -d /run/systemd/system ] || return 0
-        systemctl stop wsl-binfmt-restore.path wsl-binfmt-restore.service wsl-binfmt-recheck.service || :
+        systemctl stop 'wsl-binfmt-*' || :
         # WSL 2.8.9 and later have a guard of their own in that place, which is not ours to lift. The
         # source of a bind mount is "//deleted" once an upgrade has replaced it.
         if grep -q '/wsl-binfmt-generator/status\(//deleted\)\{0,1\} /proc/sys/fs/binfmt_misc/status ' /proc/self/mountinfo; then
@@ -37,9 +41,7 @@ wsl_binfmt_goes() {
         if [ -h /run/systemd/generator/sysinit.target.wants/wsl-binfmt-restore.path ]; then
                 wsl-binfmt restore || :
         fi
-        # A unit that never was there has not failed: systemctl says so, and nobody needs to know.
-        systemctl reset-failed wsl-binfmt-restore.path wsl-binfmt-restore.service wsl-binfmt-recheck.service \
-                proc-sys-fs-binfmt_misc-status.mount 2>/dev/null || :
+        systemctl reset-failed 'wsl-binfmt-*' 'proc-sys-fs-binfmt_misc-status.moun[t]' || :
 }
 
 # After removal.

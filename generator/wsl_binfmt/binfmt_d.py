@@ -10,18 +10,19 @@ registered here, when they are not in force already, and it is shown a
 
 import posix
 
-from wsl_binfmt import table
+from wsl_binfmt import notes, table
 
 TYPE_CHECKING = False  # in place of that of `typing`, whose import takes long
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+UNIT = "systemd-binfmt.service"
 # In the order in which one hides a file of the same name in another; as PID 1
 # sees them, because the drop-in's mounts hold for us as well.
 ROOT = "/proc/1/root"
 DIRECTORIES = "/etc/binfmt.d", "/run/binfmt.d", "/usr/local/lib/binfmt.d", "/usr/lib/binfmt.d", "/lib/binfmt.d"
-# What systemd-binfmt is shown for the first of them, if it is there.
-VIEW = "/run/wsl-binfmt/binfmt.d"
+# Of the directory of notes: what systemd-binfmt is shown for the first of them, if it is there.
+VIEW = "binfmt.d"
 FILE_MAX = 1 << 20  # bytes
 
 
@@ -33,20 +34,23 @@ def take_over(is_ours: "Callable[[str], bool]", start: bytes, go_first: "Callabl
     systemd-binfmt sees all but these rules from its next start on. A rule that
     the kernel refuses is left to it, for its error message. Raises OSError.
     """
+    files = _read()
+    # Of rules for one name, the last one counts.
+    last = {_name(rule): (file, index) for file, (_, text) in files.items() for index, rule in _rules(text)}
     view = {}
     changed = False
-    for name, (directory, text) in _read().items():
+    for file, (directory, text) in files.items():
         lines = text.splitlines()
         for index, rule in _rules(text):
-            shown = entry_text(rule)
+            name, shown = _name(rule), entry_text(rule)
             if not shown or not table.parse(shown).may_match(start):
                 continue
-            if is_ours(_name(rule)) or _in_force(_name(rule), shown) or _register(rule, go_first):
+            if is_ours(name) or last[name] != (file, index) or _in_force(name, shown) or _register(rule, go_first):
                 # Keeps the numbers of the other lines, for messages.
                 lines[index] = b""
                 changed = True
         if lines != text.splitlines() or directory == DIRECTORIES[0]:
-            view[name] = b"\n".join(lines) + b"\n"
+            view[file] = b"\n".join(lines) + b"\n"
     _show(view if changed else {})
 
 
@@ -70,7 +74,11 @@ def entry_text(rule: bytes) -> bytes:
     text = b"enabled\ninterpreter " + interpreter + b"\nflags: " + shown + b"\n"
     if kind == b"E":
         return text + b"extension ." + magic + b"\n"
-    text += b"offset " + (offset or b"0") + b"\nmagic " + unescape(magic).hex().encode() + b"\n"
+    try:
+        text += b"offset %d" % int(offset or b"0")
+    except ValueError:
+        return b""
+    text += b"\nmagic " + unescape(magic).hex().encode() + b"\n"
     return text + b"mask " + unescape(mask).hex().encode() + b"\n" if mask else text
 
 
@@ -125,14 +133,14 @@ def _register(rule: bytes, go_first: "Callable[[], None]") -> bool:
 
 
 def _read() -> "dict[str, tuple[str, bytes]]":
-    """Read the files that count: directory and text, by name.
+    """Read the files that count: directory and text, by name, in systemd's order.
 
     One that cannot be read is left to systemd-binfmt, for its error message.
     """
     files: "dict[str, tuple[str, bytes]]" = {}
     for directory in DIRECTORIES:
         for name in listdir(ROOT + directory):
-            if name.endswith(".conf") and name not in files:
+            if name.endswith(".conf") and name[0] != "." and name not in files:
                 try:
                     # Neither waits for a FIFO nor reads a device to its end.
                     fd = posix.open(f"{ROOT}{directory}/{name}", posix.O_NONBLOCK)
@@ -140,33 +148,14 @@ def _read() -> "dict[str, tuple[str, bytes]]":
                         files[name] = directory, file.read(FILE_MAX) or b""
                 except OSError:
                     pass
-    return files
+    return dict(sorted(files.items()))
 
 
 def _show(files: "dict[str, bytes]") -> None:
     """Have systemd-binfmt see these files for /etc/binfmt.d; that itself, if there are none."""
-    for name in listdir(VIEW):
-        posix.unlink(f"{VIEW}/{name}")
-    try:
-        posix.rmdir(VIEW)
-    except FileNotFoundError:
-        pass
-    if not files:
-        return
+    notes.forget(VIEW)
     for name, text in files.items():
-        write_file(f"{VIEW}/{name}", text)
-
-
-def write_file(path: str, data: bytes) -> None:
-    """Write a file, and the directories that it is in; raises OSError."""
-    at = 0
-    while (at := path.find("/", at + 1)) > 0:
-        try:
-            posix.mkdir(path[:at], 0o755)
-        except FileExistsError:
-            pass
-    with open(path, "wb") as file:
-        file.write(data)
+        notes.write(f"{VIEW}/{name}", text)
 
 
 def listdir(directory: str) -> "list[str]":

@@ -4,7 +4,7 @@
 import posix
 import sys
 
-from wsl_binfmt import formats, interop, table
+from wsl_binfmt import binfmt_d, formats, interop, notes, table
 
 NAME = "wsl-binfmt"
 VERSION = "@VERSION@"
@@ -19,14 +19,15 @@ wsl-binfmt-generator(8) writes; run by hand, as root, it does the same.
                   next restore, for a second at most
   settle          wait until no second entry is held, restore until nothing is
                   wrong, and have services register formats that they lost
-  UNIT            the service that was started: restore notes its formats
+  UNIT            the service that is started: hold registers those rules of its
+                  that would outrank WSL, restore notes its formats
   -h, --help      show this text
   --version       show the version
 
 Exit status: 0 Windows programs start, or it is not for us to see to it;
 1 they may not; 2 wrong arguments."""
 
-ACTIONS = {"restore": interop.restore, "hold": interop.hold, "settle": interop.settle}
+ACTIONS = ("restore", "hold", "settle")
 # What the generator wrote last: the decision is its own. It writes this file
 # only if this is a WSL distro whose user wants Windows programs.
 DECISION = "/run/systemd/generator/sysinit.target.wants/wsl-binfmt-restore.path"
@@ -46,9 +47,10 @@ def run(args: "list[str]", environ: "dict[bytes, bytes]") -> int:
     action, *units = args or [""]
     if action not in ACTIONS or units not in ([], *([unit] for unit in formats.SOURCES)):
         return say(USAGE, 2)
-    # Only a person has to be told, and may be anywhere; systemd runs this by
-    # what the generator wrote, which may be gone for a moment in a daemon-reload.
-    if b"INVOCATION_ID" not in environ and not exists(DECISION):
+    # A person may be anywhere, and the watch goes on when /etc/wsl.conf has been
+    # changed. What drop-ins run goes with them; it must not depend on a file that
+    # is gone for a moment in a daemon-reload.
+    if (action == "settle" or b"INVOCATION_ID" not in environ) and not exists(DECISION):
         return tell("not a WSL distro, or switched off in /etc/wsl.conf: nothing to do", 0)
     try:
         if not exists(f"{table.DIRECTORY}/register"):
@@ -57,18 +59,22 @@ def run(args: "list[str]", environ: "dict[bytes, bytes]") -> int:
             return tell(f"{table.DIRECTORY} is read-only: nothing to do", 0)
         if not posix.access(INIT, posix.X_OK):
             return tell(f"{INIT} cannot be run, it is what starts Windows programs; is this WSL?", 1)
-        for unit in units:
-            # Of a stopped service; a failed one may have registered some.
-            if environ.get(b"SERVICE_RESULT") == b"success":
-                formats.forget(unit)
-            else:
-                formats.note(unit)
         wiped = formats.wiped()
-        wrong = ACTIONS[action]()
-        if not wiped:
-            formats.saw()
+        if action == "hold":
+            wrong = interop.hold(take_over=units == [binfmt_d.UNIT])
+        else:
+            wrong = interop.restore() if action == "restore" else interop.settle()
         if wrong:
             tell(f"{wrong}: restored", 0)
+        # The first such note is for settle to make: it ends the boot, for units/restore.
+        if not wiped and (action == "settle" or notes.read(interop.NAME)):
+            formats.saw()
+        if action == "restore" and units:
+            # Of a stopped service; a failed one may have registered some.
+            if environ.get(b"SERVICE_RESULT") == b"success":
+                notes.forget(units[0])
+            else:
+                formats.note(units[0])
         if action == "settle":
             for unit in formats.bring_back(wiped):
                 tell(f"{unit}: formats are missing, reloading it", 0)

@@ -10,15 +10,12 @@ wipe none is left, and WSLInterop is not the entry that it was either.
 import posix
 import time
 
-from wsl_binfmt import binfmt_d, table
+from wsl_binfmt import binfmt_d, interop, notes, table
 
 TYPE_CHECKING = False  # in place of that of `typing`, whose import takes long
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-NOTES = "/run/wsl-binfmt"
-# Of the entry, and of the note about it.
-INTEROP = "WSLInterop"
 TRIES_MAX = 3
 BRING_BACK_MAX = 1.0  # seconds
 SYSTEMCTL = "/usr/bin/systemctl"
@@ -31,7 +28,7 @@ def _imported() -> "set[str]":
 
 # What each service registers, from where.
 SOURCES = {
-    "systemd-binfmt.service": binfmt_d.names,
+    binfmt_d.UNIT: binfmt_d.names,
     "binfmt-support.service": _imported,
 }
 
@@ -53,22 +50,14 @@ def note(unit: str) -> None:
 
 def wiped() -> bool:
     """Whether WSLInterop is not the entry that saw() noted."""
-    return _read(INTEROP)[0] not in (0, table.inode(INTEROP))
+    return _read(interop.NAME)[0] not in (0, table.inode(interop.NAME))
 
 
 def saw() -> None:
     """Note which entry WSLInterop is; raises OSError."""
-    inode = table.inode(INTEROP)
-    if _read(INTEROP)[0] != inode:
-        _write(INTEROP, inode, {})
-
-
-def forget(unit: str) -> None:
-    """Note that a service has been stopped, and is to have no formats; raises OSError."""
-    try:
-        posix.unlink(f"{NOTES}/{unit}")
-    except FileNotFoundError:
-        pass
+    inode = table.inode(interop.NAME)
+    if _read(interop.NAME)[0] != inode:
+        _write(interop.NAME, inode, {})
 
 
 def lost(wiped: bool) -> "list[str]":
@@ -76,7 +65,10 @@ def lost(wiped: bool) -> "list[str]":
     units = []
     for unit in SOURCES:
         tries, names = _read(unit)
-        if tries or (wiped and names and not any(table.inode(name) == inode for name, inode in names.items())):
+        now = {name: table.inode(name) for name in names} if wiped else {}
+        # None is the same, and one is missing: that others have registered the
+        # same names is no loss, and to answer that would never end.
+        if tries or (0 in now.values() and not any(now[name] == inode for name, inode in names.items())):
             units.append(unit)
     return units
 
@@ -109,11 +101,10 @@ def _systemctl(*args: str) -> bool:
 
 def _read(name: str) -> "tuple[int, dict[str, int]]":
     """Read a note: a number, and the inode of each entry, 0 for one that was not there."""
+    number, *pairs = (notes.read(name) or b"0").decode(errors="surrogateescape").split("\0")
     try:
-        with open(f"{NOTES}/{name}", "rb") as file:
-            number, *pairs = file.read().decode(errors="surrogateescape").split("\0")
         return int(number), dict(zip(pairs[::2], map(int, pairs[1::2])))
-    except (OSError, ValueError):
+    except ValueError:  # not written by us
         return 0, {}
 
 
@@ -121,4 +112,4 @@ def _write(name: str, number: int, inodes: "dict[str, int]") -> None:
     fields = [str(number)]
     for entry, inode in inodes.items():
         fields += entry, str(inode)
-    binfmt_d.write_file(f"{NOTES}/{name}", "\0".join(fields).encode(errors="surrogateescape"))
+    notes.write(name, "\0".join(fields).encode(errors="surrogateescape"))

@@ -11,11 +11,13 @@ finds it there for longer removes it, because whoever made it was killed.
 import posix
 import time
 
-from wsl_binfmt import binfmt_d, table
+from wsl_binfmt import binfmt_d, notes, table
 
 NAME = "WSLInterop"
 STAND_IN = NAME + "-held-by-"
 WINDOWS = b"MZ"
+# A note that is there while WSLInterop is disabled, for when it gets lost.
+DISABLED = "disabled"
 # A start of systemd-binfmt.service with all of qemu takes a twentieth of it.
 HOLD_MAX = 1.0  # seconds
 # Others who change the table know nothing of the lock: so often we try again.
@@ -90,9 +92,10 @@ def restore() -> str:
         return _restore()
 
 
-def hold() -> str:
+def hold(take_over: bool = False) -> str:
     """Make WSL answer whatever becomes of WSLInterop, until restore() or HOLD_MAX.
 
+    take_over: whether to do so with rules of binfmt.d, as binfmt_d.take_over().
     The stand-in is disabled if WSLInterop is, which is how restore() knows that
     an administrator did so. Returns and raises as restore() does.
     """
@@ -107,7 +110,8 @@ def hold() -> str:
                 table.disable(stand_in())
 
         go_first()
-        binfmt_d.take_over(is_ours, WINDOWS, go_first)
+        if take_over:
+            binfmt_d.take_over(is_ours, WINDOWS, go_first)
         return wrong
 
 
@@ -162,13 +166,19 @@ def _restore_once() -> str:
         table.disable(NAME)
     for name in stand_ins:
         table.remove(name)
+    noted = notes.read(DISABLED) is not None
+    if enabled and noted:
+        notes.forget(DISABLED)
+    elif not enabled and not noted:
+        notes.write(DISABLED, b"")
     return wrong
 
 
 def _enabled(names: "list[str]") -> bool:
     """Whether WSLInterop is meant to be enabled: nobody disabled it by hand."""
     entries = [table.read(name) for name in names if is_ours(name)]
-    return all(entry is None or entry.enabled for entry in entries)
+    states = [entry.enabled for entry in entries if entry]
+    return all(states) if states else notes.read(DISABLED) is None
 
 
 def _is_held(name: str) -> bool:

@@ -12,6 +12,7 @@ import time
 DIRECTORY = "/proc/sys/fs/binfmt_misc"
 # All else in the directory is an entry.
 CONTROLS = frozenset(("register", "status"))
+NAME_MAX = 255  # bytes, <linux/limits.h>
 PAGE_MAX = 1 << 16  # bytes: an entry's file is a page at most
 # Every change under the lock takes well under a millisecond.
 LOCK_PATIENCE = 1.0  # seconds
@@ -84,7 +85,9 @@ def names() -> "list[str]":
 
 def is_name(name: str) -> bool:
     """Whether an entry may have this name, create_entry() in the kernel."""
-    return name not in CONTROLS and name not in ("", ".", "..") and "/" not in name and "\0" not in name
+    if name in CONTROLS or name in ("", ".", "..") or "/" in name or "\0" in name:
+        return False
+    return len(name.encode(errors="surrogateescape")) <= NAME_MAX
 
 
 def text(name: str) -> "bytes | None":

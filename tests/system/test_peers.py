@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     Boot = Callable[..., Distro]
 
+pytestmark = pytest.mark.system
+
 # As many writes as a restore of the worst case takes, and one more, which is after its end.
 WRITES = range(1, 7)
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     Boot = Callable[..., Distro]
 
+pytestmark = pytest.mark.system
+
 SYSTEMD_BINFMT = "systemd-binfmt.service"
 RIVAL = ":wine:M::MZ::/bin/true:\n"
 BINFMT_D = {

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     Boot = Callable[..., bed.Distro]
 
+pytestmark = pytest.mark.system
+
 # Of Debian's suites: the version of systemd in them.
 SUITES = {"bullseye": 247, "trixie": 257, "sid": 262}
 PACKAGES = "systemd,systemd-sysv,python3-minimal,dbus,binfmt-support"

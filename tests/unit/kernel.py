@@ -12,7 +12,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Callable
 
-from wsl_binfmt import table
+from wsl_binfmt import notes, table
 
 if TYPE_CHECKING:
     import pytest
@@ -60,12 +60,16 @@ class Format:
 
 
 class Table:
-    """The table. `formats` has the newest first, `writes` all that was written, `after` is called after each."""
+    """The table. `formats` has the newest first, `writes` all that was written, `after` is called after each.
+
+    What the distro notes is here as well, in `notes`.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, now: float = 1e9) -> None:
         """Take the place of the kernel's. now: the time, for all who ask the module `time`."""
         self.formats: list[Format] = []
         self.writes: list[tuple[str, bytes]] = []
+        self.notes: dict[str, bytes] = {}
         self.refused: set[bytes] = set()
         self.after: Callable[[], None] = lambda: None
         self.now = now
@@ -77,6 +81,9 @@ class Table:
         monkeypatch.setattr(table, "registered", lambda name: self.get(name).registered)
         monkeypatch.setattr(table, "Lock", _NoLock)
         monkeypatch.setattr(time, "time", lambda: self.now)
+        monkeypatch.setattr(notes, "read", self.notes.get)
+        monkeypatch.setattr(notes, "write", self.notes.__setitem__)
+        monkeypatch.setattr(notes, "forget", self._forget)
 
     def get(self, name: str) -> Format:
         """An entry; raises FileNotFoundError."""
@@ -94,6 +101,11 @@ class Table:
     def winner(self) -> Format | None:
         """Who is given a Windows program."""
         return next((entry for entry in self.formats if entry.takes_windows()), None)
+
+    def _forget(self, name: str) -> None:
+        for note in list(self.notes):
+            if note == name or note.startswith(f"{name}/"):
+                del self.notes[note]
 
     def _text(self, name: str) -> bytes | None:
         try:

@@ -27,6 +27,7 @@ WSL_RELEASE = "6.6.87.2-microsoft-standard-WSL2\n"
 
 GUARD = "systemd-binfmt.service.d/50-wsl-binfmt.conf"
 SUPPORT = "binfmt-support.service.d/50-wsl-binfmt.conf"
+TIMER = "wsl-binfmt-recheck.timer.d/50-wsl-binfmt.conf"
 
 
 def load_generator() -> Any:
@@ -153,7 +154,7 @@ def parse_unit(text: str) -> dict[str, list[tuple[str, str]]]:
         assert len(line) < 2048
         assert not line.endswith("\\")
         if line.startswith("["):
-            match = re.fullmatch(r"\[(Unit|Service|Install|Mount|Path)\]", line)
+            match = re.fullmatch(r"\[(Unit|Service|Install|Mount|Path|Timer)\]", line)
             assert match, line
             name = match[1]
             assert name not in sections, f"[{name}] twice"

@@ -157,7 +157,7 @@ def test_fails(capfd: Captured, monkeypatch: pytest.MonkeyPatch, error: OSError,
     def fail() -> NoReturn:
         raise error
 
-    monkeypatch.setitem(command.ACTIONS, "restore", fail)
+    monkeypatch.setattr(interop, "restore", fail)
     assert command.run(["restore"], BY_SYSTEMD) == 1
     said = capfd.readouterr()
     assert said.out == ""
@@ -169,7 +169,6 @@ def test_fails(capfd: Captured, monkeypatch: pytest.MonkeyPatch, error: OSError,
 def test_hold(wsl: kernel.Table, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """`hold` leaves the stand-in, `restore` removes it."""
     monkeypatch.setattr(binfmt_d, "ROOT", str(tmp_path / "none"))
-    monkeypatch.setattr(binfmt_d, "VIEW", str(tmp_path / "view"))
     assert command.run(["hold"], BY_SYSTEMD) == 0
     assert table.names() == [interop.stand_in(), "WSLInterop"]
     assert command.run(["restore"], BY_SYSTEMD) == 0

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable
+from pathlib import Path
+from typing import Callable
 
 import pytest
 from hypothesis import HealthCheck, event, given, settings
@@ -11,9 +12,6 @@ from hypothesis import strategies as st
 
 import kernel
 from wsl_binfmt import binfmt_d, interop, table
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 MINE = interop.stand_in()
 THEIRS = "WSLInterop-held-by-1"
@@ -43,7 +41,6 @@ def rules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None
     """Write a file of binfmt.d; restore() and hold() see these, and no others."""
     root = tmp_path / "root"
     monkeypatch.setattr(binfmt_d, "ROOT", str(root))
-    monkeypatch.setattr(binfmt_d, "VIEW", str(tmp_path / "run/binfmt.d"))
 
     def write(*lines: bytes, path: str = "etc/binfmt.d/x.conf") -> None:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -52,12 +49,10 @@ def rules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None
     return write
 
 
-def view(tmp_path: Path) -> dict[str, list[bytes]] | None:
-    """Lines of the files that systemd-binfmt is shown for /etc/binfmt.d; None if it is shown that itself."""
-    directory = tmp_path / "run/binfmt.d"
-    if not directory.exists():
-        return None
-    return {path.name: path.read_bytes().splitlines() for path in directory.iterdir()}
+def view(formats: kernel.Table) -> dict[str, list[bytes]]:
+    """Lines of the files that systemd-binfmt is shown for /etc/binfmt.d; none if it is shown that itself."""
+    files = {Path(note): text for note, text in formats.notes.items()}
+    return {path.name: text.splitlines() for path, text in files.items() if path.parent.name == "binfmt.d"}
 
 
 def test_nothing_wrong(formats: kernel.Table) -> None:
@@ -112,6 +107,21 @@ def test_disabled_by_hand(formats: kernel.Table, rule: bytes) -> None:
     assert formats.writes == []
 
 
+def test_disabled_and_lost(formats: kernel.Table) -> None:
+    """It survives the entry: a wipe by another distro is nobody's wish. To enable it again is."""
+    formats.add(kernel.WSL, enabled=False)
+    interop.restore()
+    formats.formats.clear()
+    interop.hold()
+    assert interop.restore() == ""
+    assert not formats.get("WSLInterop").enabled
+    formats.get("WSLInterop").enabled = True
+    interop.restore()
+    formats.formats.clear()
+    interop.restore()
+    assert formats.get("WSLInterop").enabled
+
+
 def test_peer_holds(formats: kernel.Table) -> None:
     """While another distro holds its stand-in, it is the one to restore; one that was left there is removed."""
     formats.add(WINE)
@@ -135,7 +145,7 @@ def test_peer_from_the_future(formats: kernel.Table) -> None:
 def test_hold(formats: kernel.Table, enabled: bool) -> None:
     """A wipe while held loses nothing: who is held stands in, and is gone with the next restore."""
     formats.add(kernel.WSL, enabled=enabled)
-    interop.hold()
+    interop.hold(take_over=True)
     assert table.names()[0] == MINE
     assert formats.get(MINE).enabled is enabled
     formats.formats.remove(formats.get("WSLInterop"))
@@ -194,7 +204,6 @@ def test_any_table(entries: list[tuple[bytes, bool, float]], hold: bool) -> None
     with pytest.MonkeyPatch.context() as monkeypatch:
         formats = kernel.Table(monkeypatch)
         monkeypatch.setattr(binfmt_d, "ROOT", "/nonexistent")
-        monkeypatch.setattr(binfmt_d, "VIEW", "/nonexistent/binfmt.d")
         for rule, enabled, age in entries:
             formats.add(rule, enabled=enabled, age=age)
         before = others(formats)
@@ -232,7 +241,7 @@ def test_any_table(entries: list[tuple[bytes, bool, float]], hold: bool) -> None
         assert interop.restore() == ""
         assert formats.writes == []
         if hold:
-            interop.hold()
+            interop.hold(take_over=True)
             assert table.names()[0] == MINE
             assert formats.get(MINE).enabled is wanted
             assert interop.restore() == ""
@@ -254,71 +263,84 @@ def test_stand_in_is_outranked(formats: kernel.Table) -> None:
 # binfmt.d
 
 
-def test_no_rules(formats: kernel.Table, rules: Callable[..., None], tmp_path: Path) -> None:
+def test_no_rules(formats: kernel.Table, rules: Callable[..., None]) -> None:
     """Without a rule that could matter, systemd-binfmt sees what is there."""
     formats.add(kernel.WSL)
     rules(QEMU, b"# comment", b"", path="usr/lib/binfmt.d/qemu.conf")
-    interop.hold()
-    assert view(tmp_path) is None
+    interop.hold(take_over=True)
+    assert view(formats) == {}
     assert sorted(table.names()) == ["WSLInterop", MINE]
 
 
-def test_rival_rule(formats: kernel.Table, rules: Callable[..., None], tmp_path: Path) -> None:
+def test_rival_rule(formats: kernel.Table, rules: Callable[..., None]) -> None:
     """A rule for Windows programs is registered behind WSL, and systemd-binfmt sees the other lines, as numbered."""
     formats.add(kernel.WSL)
     rules(b"# wine", WINE, QEMU)
-    interop.hold()
-    assert view(tmp_path) == {"x.conf": [b"# wine", b"", QEMU]}
+    interop.hold(take_over=True)
+    assert view(formats) == {"x.conf": [b"# wine", b"", QEMU]}
     assert table.names()[0] == MINE
     assert formats.get("wine").text == binfmt_d.entry_text(WINE)
     inode = formats.get("wine").inode
     interop.restore()
-    interop.hold()
+    interop.hold(take_over=True)
     assert formats.get("wine").inode == inode, "registered again, although it is in force"
 
 
 @pytest.mark.parametrize("path", ["usr/lib/binfmt.d/x.conf", "run/binfmt.d/x.conf", "etc/binfmt.d/x.conf"])
-def test_rule_of_our_name(formats: kernel.Table, rules: Callable[..., None], tmp_path: Path, path: str) -> None:
+def test_rule_of_our_name(formats: kernel.Table, rules: Callable[..., None], path: str) -> None:
     """A rule by the name of WSLInterop is nobody's business: it is dropped, and years of blog advice with it."""
     formats.add(kernel.WSL)
     rules(b":WSLInterop:M::MZ::/bin/echo:PF", QEMU, path=path)
-    interop.hold()
-    assert view(tmp_path) == {"x.conf": [b"", QEMU]}
+    interop.hold(take_over=True)
+    assert view(formats) == {"x.conf": [b"", QEMU]}
     assert formats.get("WSLInterop").interpreter == b"/init"
 
 
-def test_refused_rule(formats: kernel.Table, rules: Callable[..., None], tmp_path: Path) -> None:
+def test_refused_rule(formats: kernel.Table, rules: Callable[..., None]) -> None:
     """A rule that the kernel refuses is left to systemd-binfmt, which says so."""
     formats.add(kernel.WSL)
     formats.refused.add(CLI)
     rules(CLI, WINE)
-    interop.hold()
-    assert view(tmp_path) == {"x.conf": [CLI, b""]}
+    interop.hold(take_over=True)
+    assert view(formats) == {"x.conf": [CLI, b""]}
 
 
-def test_hidden_file(formats: kernel.Table, rules: Callable[..., None], tmp_path: Path) -> None:
+def test_hidden_file(formats: kernel.Table, rules: Callable[..., None]) -> None:
     """A file in /etc hides the one of the same name in /usr, and what is not called .conf is none."""
     formats.add(kernel.WSL)
     rules(b"", path="etc/binfmt.d/wine.conf")
     rules(WINE, path="usr/lib/binfmt.d/wine.conf")
     rules(WINE, path="usr/lib/binfmt.d/wine.conf.dpkg-new")
-    interop.hold()
-    assert view(tmp_path) is None
+    interop.hold(take_over=True)
+    assert view(formats) == {}
     assert "wine" not in table.names()
 
 
-def test_view_is_renewed(formats: kernel.Table, rules: Callable[..., None], tmp_path: Path) -> None:
+def test_view_is_renewed(formats: kernel.Table, rules: Callable[..., None]) -> None:
     """What was shown before does not stay when the rule is gone."""
     formats.add(kernel.WSL)
     rules(WINE)
-    interop.hold()
-    assert view(tmp_path)
+    interop.hold(take_over=True)
+    assert view(formats)
     rules(QEMU)
-    interop.hold()
-    assert view(tmp_path) is None
+    interop.hold(take_over=True)
+    assert view(formats) == {}
 
 
-BAD_NAMES = [b"status", b"register", b".", b"..", b"../status", b"a/b", b"", b"../../sys/x", b"a\0b"]
+BAD_NAMES = [b"status", b"register", b".", b"..", b"../status", b"a/b", b"", b"../../sys/x", b"a\0b", b"x" * 256]
+
+
+def test_rules_of_one_name(formats: kernel.Table, rules: Callable[..., None]) -> None:
+    """The last one counts, in the order of the files' names; files that are hidden do not."""
+    formats.add(kernel.WSL)
+    last = b":wine:M::MZ::/usr/bin/last:"
+    rules(last, path="usr/lib/binfmt.d/z.conf")
+    rules(WINE, WINE, path="etc/binfmt.d/a.conf")
+    rules(CLI, path="etc/binfmt.d/.z.conf")
+    interop.hold(take_over=True)
+    assert formats.get("wine").text == binfmt_d.entry_text(last)
+    assert "cli" not in table.names()
+    assert view(formats) == {"a.conf": [b"", b""], "z.conf": [b""]}
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
@@ -327,6 +349,6 @@ def test_rule_by_a_bad_name(formats: kernel.Table, rules: Callable[..., None], n
     formats.add(QEMU)
     formats.add(kernel.WSL)
     rules(b":" + name + b":M::MZ::/usr/bin/wine:")
-    interop.hold()
+    interop.hold(take_over=True)
     assert "qemu-arm" in table.names()
     assert {written for written, data in formats.writes if data == b"-1"} <= {MINE, "WSLInterop"}

@@ -23,6 +23,7 @@ NAME = "wsl-binfmt-generator: "
 KEYS = {
     "Unit": {"Documentation", "SourcePath", "ConditionPathIsReadWrite"},
     "Service": {"BindPaths", "BindReadOnlyPaths", "ExecStartPre", "ExecStartPost", "ExecStopPost", "ExecReload"},
+    "Timer": {"OnCalendar"},
 }
 
 
@@ -55,6 +56,15 @@ def test_units(distro: support.Machine) -> None:
             assert name.endswith(".d/50-wsl-binfmt.conf")
             for section, settings in support.parse_unit(text).items():
                 assert {key for key, _ in settings} <= KEYS[section]
+
+
+def test_timer(distro: support.Machine) -> None:
+    """The second look is due when the next second begins, by which the watch sees again."""
+    before = int(time.time())
+    assert distro.run().returncode == 0
+    ((key, due),) = support.parse_unit(distro.output()[support.TIMER])["Timer"]
+    assert (key, due[0]) == ("OnCalendar", "@")
+    assert before < int(due[1:]) <= int(time.time()) + 1
 
 
 def test_empty_drop_in_is_none(distro: support.Machine) -> None:
@@ -234,7 +244,7 @@ def test_fails_after_a_part(distro: support.Machine) -> None:
     done = distro.run(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)))
     assert done.returncode == 1
     assert complaints(done.stderr) == {
-        f"cannot write {distro.out}/{name}: File too large" for name in (support.GUARD, support.SUPPORT)
+        f"cannot write {distro.out}/{name}: File too large" for name in (support.GUARD, support.SUPPORT, support.TIMER)
     }
     assert (distro.out / support.GUARD).read_text() == "older"
     assert support.SUPPORT not in distro.output()
