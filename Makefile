@@ -13,13 +13,14 @@ COMPILE = yes
 SCDOC := $(shell command -v scdoc 2>/dev/null)
 PAGES = build/man/wsl-binfmt-generator.8 build/man/wsl-binfmt.1
 UNITS = $(wildcard units/*.*)
+SCRIPTS = units/at-boot units/restore
 LIB = $(DESTDIR)$(PREFIX)/lib
 
 install: $(if $(SCDOC),$(PAGES))
 	install -D -m 755 -t $(LIB)/systemd/system-generators generator/wsl-binfmt-generator
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin generator/wsl-binfmt
 	install -D -m 644 -t $(LIB)/wsl-binfmt-generator units/status
-	install -D -m 755 -t $(LIB)/wsl-binfmt-generator units/restore
+	install -D -m 755 -t $(LIB)/wsl-binfmt-generator $(SCRIPTS)
 	install -D -m 644 -t $(LIB)/wsl-binfmt-generator/wsl_binfmt generator/wsl_binfmt/*.py
 	install -D -m 644 -t $(LIB)/systemd/system $(UNITS)
 	$(foreach page,$(if $(SCDOC),$(PAGES)),install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man$(subst .,,$(suffix $(page))) $(page) &&) :
@@ -27,7 +28,7 @@ install: $(if $(SCDOC),$(PAGES))
 		-e 's,/usr/\(bin/wsl-binfmt\|lib/wsl-binfmt-generator\|lib/systemd/system/\|lib/systemd/system-generators/\),$(PREFIX)/\1,g' \
 		$(DESTDIR)$(PREFIX)/bin/wsl-binfmt \
 		$(LIB)/systemd/system-generators/wsl-binfmt-generator \
-		$(LIB)/wsl-binfmt-generator/restore \
+		$(SCRIPTS:units/%=$(LIB)/wsl-binfmt-generator/%) \
 		$(LIB)/wsl-binfmt-generator/wsl_binfmt/command.py \
 		$(UNITS:units/%=$(LIB)/systemd/system/%) \
 		$(if $(SCDOC),$(DESTDIR)$(PREFIX)/share/man/man?/wsl-binfmt*)

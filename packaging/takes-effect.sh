@@ -11,17 +11,12 @@ wsl_binfmt_takes_effect() {
         [ -d /run/systemd/system ] || return 0
         # Runs the generator.
         systemctl daemon-reload || return 0
-        units=
-        for unit in /run/systemd/generator/sysinit.target.wants/*; do
-                case $unit in
-                */proc-sys-fs-binfmt_misc-status.mount | */wsl-binfmt-*)
-                        units="$units ${unit##*/}"
-                        ;;
-                esac
-        done
-        [ -n "$units" ] || return 0
-        # shellcheck disable=SC2086
-        systemctl start $units || :
+        [ -h /run/systemd/generator/sysinit.target.wants/proc-sys-fs-binfmt_misc-status.mount ] || return 0
+        systemctl start proc-sys-fs-binfmt_misc-status.mount || :
+        if [ -h /run/systemd/generator/sysinit.target.wants/wsl-binfmt-restore.path ]; then
+                # Waits for a look at the entry.
+                systemctl start wsl-binfmt-restore.path wsl-binfmt-recheck.service || :
+        fi
         # Refused to empty the table by WSL 2.8.9 and later, systemd 257 and older make this fail at boot.
         if systemctl is-failed --quiet systemd-binfmt.service; then
                 systemctl restart systemd-binfmt.service || :

@@ -40,7 +40,7 @@ def take_over(is_ours: "Callable[[str], bool]", start: bytes, go_first: "Callabl
     view = {}
     changed = False
     for file, (directory, text) in files.items():
-        lines = text.splitlines()
+        lines = _lines(text)
         for index, rule in _rules(text):
             name, shown = _name(rule), entry_text(rule)
             if not shown or not table.parse(shown).may_match(start):
@@ -49,7 +49,7 @@ def take_over(is_ours: "Callable[[str], bool]", start: bytes, go_first: "Callabl
                 # Keeps the numbers of the other lines, for messages.
                 lines[index] = b""
                 changed = True
-        if lines != text.splitlines() or directory == DIRECTORIES[0]:
+        if lines != _lines(text) or directory == DIRECTORIES[0]:
             view[file] = b"\n".join(lines) + b"\n"
     _show(view if changed else {})
 
@@ -98,9 +98,14 @@ def unescape(text: bytes) -> bytes:
     return done
 
 
+def _lines(text: bytes) -> "list[bytes]":
+    """Split a text where read_line() in systemd does."""
+    return text.replace(b"\0", b"\n").splitlines()
+
+
 def _rules(text: bytes) -> "Iterator[tuple[int, bytes]]":
     """The rules of a file that name an entry, each with the index of its line."""
-    for index, line in enumerate(text.splitlines()):
+    for index, line in enumerate(_lines(text)):
         rule = line.strip()
         if rule and rule[:1] not in (b"#", b";") and table.is_name(_name(rule)):
             yield index, rule

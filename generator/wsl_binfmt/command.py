@@ -59,6 +59,8 @@ def run(args: "list[str]", environ: "dict[bytes, bytes]") -> int:
             return tell(f"{table.DIRECTORY} is read-only: nothing to do", 0)
         if not posix.access(INIT, posix.X_OK):
             return tell(f"{INIT} cannot be run, it is what starts Windows programs; is this WSL?", 1)
+        if action == "settle":
+            formats.note_boot()
         wiped = formats.wiped()
         if action == "hold":
             wrong = interop.hold(take_over=units == [binfmt_d.UNIT])

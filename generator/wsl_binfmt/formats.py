@@ -48,6 +48,15 @@ def note(unit: str) -> None:
     _write(unit, tries, kept)
 
 
+def note_boot() -> None:
+    """Note the formats of the service that units/at-boot has not noted, to boot faster; raises OSError."""
+    unit = binfmt_d.UNIT
+    if notes.read(interop.NAME) is not None or notes.read(unit) is not None:
+        return
+    if _systemctl("is-active", "--quiet", unit) or _systemctl("is-failed", "--quiet", unit):
+        note(unit)
+
+
 def wiped() -> bool:
     """Whether WSLInterop is not the entry that saw() noted."""
     return _read(interop.NAME)[0] not in (0, table.inode(interop.NAME))

@@ -118,7 +118,7 @@ def test_units_verify(vm: Vm, boot: Boot) -> None:
     said = distro.run(
         "systemd-analyze", "verify", "systemd-binfmt.service", "binfmt-support.service",
         "proc-sys-fs-binfmt_misc-status.mount", "wsl-binfmt-restore.path", "wsl-binfmt-restore.service",
-        "wsl-binfmt-recheck.service", "wsl-binfmt-recheck.timer", "--man=no",
+        "wsl-binfmt-boot.service", "wsl-binfmt-recheck.service", "wsl-binfmt-recheck.timer", "--man=no",
     )  # fmt: skip
     assert said == ""
 
