@@ -32,6 +32,11 @@ NO_BINFMT_D = {"/usr/lib/systemd/system/systemd-binfmt.service": "-> /dev/null"}
 NO_BINFMT_D_OF_USR = {f"/etc/binfmt.d/{path.name}": "" for path in Path("/usr/lib/binfmt.d").glob("*.conf")}
 
 
+def slow(unit: str, setting: str) -> dict[str, str]:
+    """Have a unit take its time: what depends on an instant is seen then."""
+    return {f"/etc/systemd/system/{unit}.d/slow.conf": f"[Service]\n{setting}=/bin/sleep 0.3\n"}
+
+
 def inode(vm: Vm) -> int:
     return (vm.table / "WSLInterop").stat().st_ino
 
@@ -43,6 +48,7 @@ def test_a_boot_into_a_wiped_table(any_vm: Vm, boot: Boot) -> None:
         any_vm,
         files={
             **NO_BINFMT_D,
+            **slow("wsl-binfmt-boot.service", "ExecStartPre"),
             "/etc/systemd/system/early.service": "[Unit]\nDefaultDependencies=no\nAfter=sysinit.target\n"
             "[Service]\nType=oneshot\nExecStart=/bin/cp /proc/sys/fs/binfmt_misc/WSLInterop /run/early\n",
             "/etc/systemd/system/multi-user.target.wants/early.service": "-> ../early.service",
@@ -154,8 +160,24 @@ def test_update_binfmts_imports_a_rival(vm: Vm, boot: Boot) -> None:
     assert eventually(lambda: vm.names()[0] == "WSLInterop" and distro.interop()) < 1
 
 
+@pytest.mark.parametrize("late", [0.0, 0.1, 0.2, 0.4, 0.5, 0.7])
+def test_what_changes_during_a_repair(late: float, vm: Vm, boot: Boot) -> None:
+    """It is seen, whichever of the two looks it comes after: each of them is over long before its unit is."""
+    units = "wsl-binfmt-restore.service", "wsl-binfmt-recheck.service"
+    distro = boot(vm, files={key: text for unit in units for key, text in slow(unit, "ExecStartPost").items()})
+    eventually(lambda: quiet(distro))
+    vm.write("WSLInterop", "-1")
+    time.sleep(late)
+    vm.write("register", RIVAL)
+    eventually(lambda: right(vm) and vm.names()[0] == "WSLInterop")
+
+
 def test_a_thousand_registrations(any_vm: Vm, boot: Boot) -> None:
     distro = boot(any_vm)
+    # A machine that is fast enough would reach the defaults.
+    assert "TriggerLimitIntervalUSec=0\n" in distro.systemctl("show", "wsl-binfmt-restore.path")
+    for unit in "restore", "recheck":
+        assert "StartLimitIntervalUSec=0\n" in distro.systemctl("show", f"wsl-binfmt-{unit}.service")
     for number in range(1000):
         any_vm.write("register", f":burst{number}:M::burst{number}::/bin/true:")
     any_vm.write("register", RIVAL)
