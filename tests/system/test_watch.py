@@ -32,9 +32,9 @@ NO_BINFMT_D = {"/usr/lib/systemd/system/systemd-binfmt.service": "-> /dev/null"}
 NO_BINFMT_D_OF_USR = {f"/etc/binfmt.d/{path.name}": "" for path in Path("/usr/lib/binfmt.d").glob("*.conf")}
 
 
-def slow(unit: str, setting: str) -> dict[str, str]:
+def slow(unit: str, setting: str, seconds: float) -> dict[str, str]:
     """Have a unit take its time: what depends on an instant is seen then."""
-    return {f"/etc/systemd/system/{unit}.d/slow.conf": f"[Service]\n{setting}=/bin/sleep 0.3\n"}
+    return {f"/etc/systemd/system/{unit}.d/slow.conf": f"[Service]\n{setting}=/bin/sleep {seconds}\n"}
 
 
 def inode(vm: Vm) -> int:
@@ -48,7 +48,7 @@ def test_a_boot_into_a_wiped_table(any_vm: Vm, boot: Boot) -> None:
         any_vm,
         files={
             **NO_BINFMT_D,
-            **slow("wsl-binfmt-boot.service", "ExecStartPre"),
+            **slow("wsl-binfmt-boot.service", "ExecStartPre", 0.3),
             "/etc/systemd/system/early.service": "[Unit]\nDefaultDependencies=no\nAfter=sysinit.target\n"
             "[Service]\nType=oneshot\nExecStart=/bin/cp /proc/sys/fs/binfmt_misc/WSLInterop /run/early\n",
             "/etc/systemd/system/multi-user.target.wants/early.service": "-> ../early.service",
@@ -160,11 +160,18 @@ def test_update_binfmts_imports_a_rival(vm: Vm, boot: Boot) -> None:
     assert eventually(lambda: vm.names()[0] == "WSLInterop" and distro.interop()) < 1
 
 
-@pytest.mark.parametrize("late", [0.0, 0.1, 0.2, 0.4, 0.5, 0.7])
+@pytest.mark.parametrize("late", [0.0, 0.1, 0.2, 0.4, 0.6, 0.8, 1.4])
 def test_what_changes_during_a_repair(late: float, vm: Vm, boot: Boot) -> None:
     """It is seen, whichever of the two looks it comes after: each of them is over long before its unit is."""
-    units = "wsl-binfmt-restore.service", "wsl-binfmt-recheck.service"
-    distro = boot(vm, files={key: text for unit in units for key, text in slow(unit, "ExecStartPost").items()})
+    distro = boot(
+        vm,
+        files={
+            **slow("wsl-binfmt-restore.service", "ExecStartPost", 0.3),
+            **slow("wsl-binfmt-recheck.service", "ExecStartPost", 1.0),
+            # Has a look in the second after the boot, which would do for this.
+            "/etc/systemd/system/wsl-binfmt-recheck.timer": "-> /dev/null",
+        },
+    )
     eventually(lambda: quiet(distro))
     vm.write("WSLInterop", "-1")
     time.sleep(late)
