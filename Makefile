@@ -7,7 +7,15 @@ PREFIX = /usr
 # Whether `install` compiles the modules; a package may do so at its installation.
 COMPILE = yes
 
-.PHONY: install demo check bench
+.PHONY: help install uninstall demo check bench
+
+help:
+	@echo 'make demo            see it work'
+	@echo 'make install         install it; DESTDIR= and PREFIX=/usr'
+	@echo 'make uninstall       undo that'
+	@echo 'make check           run all tests'
+	@echo 'make bench           measure, into README.md and bench/'
+	@echo 'make deb|rpm|arch    build a package in dist/; make check-packages tries all three'
 
 # Without scdoc there are no man pages, so that trying this out takes nothing but Python.
 SCDOC := $(shell command -v scdoc 2>/dev/null)
@@ -15,6 +23,10 @@ PAGES = build/man/wsl-binfmt-generator.8 build/man/wsl-binfmt.1
 UNITS = $(wildcard units/*.*)
 SCRIPTS = units/at-boot units/restore
 LIB = $(DESTDIR)$(PREFIX)/lib
+
+FILES = $(LIB)/systemd/system-generators/wsl-binfmt-generator $(DESTDIR)$(PREFIX)/bin/wsl-binfmt $(LIB)/wsl-binfmt-generator \
+	$(UNITS:units/%=$(LIB)/systemd/system/%) \
+	$(foreach page,$(PAGES),$(DESTDIR)$(PREFIX)/share/man/man$(subst .,,$(suffix $(page)))/$(notdir $(page)))
 
 install: $(if $(SCDOC),$(PAGES))
 	install -D -m 755 -t $(LIB)/systemd/system-generators generator/wsl-binfmt-generator
@@ -35,6 +47,11 @@ install: $(if $(SCDOC),$(PAGES))
 ifeq ($(COMPILE),yes)
 	/usr/bin/python3 -m compileall -q $(if $(DESTDIR),-s '$(DESTDIR)' -p /) $(LIB)/wsl-binfmt-generator
 endif
+	$(if $(SCDOC),,@echo 'The man pages are left out: they take scdoc.')
+
+# What a package does, too, when it is removed.
+uninstall:
+	. packaging/takes-effect.sh; $(if $(DESTDIR),,wsl_binfmt_goes;) rm -rf $(FILES) $(if $(DESTDIR),,; wsl_binfmt_is_gone)
 
 # What boots in the test bed is an overlay of this machine's root.
 BED_DEPENDS = systemd systemd-sysv dbus binfmt-support gcc libc6-dev util-linux
@@ -86,7 +103,7 @@ man: $(PAGES)
 build/man/%: man/%.scd CHANGELOG.md generator/wsl-binfmt-generator
 	mkdir -p $(@D)
 	sed 's/@VERSION@/$(VERSION)/' $< | SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) scdoc >$@.tmp
-	sed -E '/^\.TH /s/"[^"]*"/\U&/;:a;/^\.S[HS] /{n;/^\.PP?$$/d};/^\.PP?$$/{$$d;N;/\n\.(S[HS] |PP?$$|RE$$)/{s/^[^\n]*\n//;ba};P;D}' $@.tmp >$@
+	sed -E '/^\.TH /s/"[^"]*"/\U&/;:a;/^\.S[HS] /{n;/^\.PP?$$/d};/^\.PP?$$/{$$d;N;/\n\.(S[HS] |PP?$$)/{s/^[^\n]*\n//;ba};s/^(.*)\n(\.RE)$$/\2\n\1/;P;D}' $@.tmp >$@
 	rm $@.tmp
 
 # Of a clone and of an unpacked release, it is the same: the version is in the packages' recipes.
@@ -128,5 +145,5 @@ arch: dist
 
 # All three are built, and installed in distros; what they hold is compared.
 check-packages: DEPENDS = $(PACKAGING_DEPENDS)
-check-packages: depends
-	$(or $(wildcard .venv/bin/python),python3) -m pytest -m packages tests/packages
+check-packages: depends .venv/done
+	.venv/bin/python -B -m pytest -m packages tests/packages

@@ -24,7 +24,7 @@ wsl-binfmt-generator(8) writes; run by hand, as root, it does the same.
   -h, --help      show this text
   --version       show the version
 
-Exit status: 0 Windows programs start, or it is not for us to see to it;
+Exit status: 0 Windows programs start, or that is not for this command;
 1 they may not; 2 wrong arguments."""
 
 ACTIONS = ("restore", "hold", "settle")

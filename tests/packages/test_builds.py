@@ -123,6 +123,14 @@ def test_overrides_are_explained() -> None:
         assert [line for line, before in zip(lines[1:], lines) if line[0] != "#" and before[0] != "#"] == []
 
 
+def test_uninstall(tmp_path: Path, make: Make) -> None:
+    make(bed.TREE, "install", f"DESTDIR={tmp_path}")
+    assert (tmp_path / "usr/share/man/man8/wsl-binfmt-generator.8").exists()
+    make(bed.TREE, "uninstall", f"DESTDIR={tmp_path}")
+    assert [path for path in tmp_path.rglob("*") if not path.is_dir()] == []
+    assert list((tmp_path / "usr/lib").rglob("*wsl*")) == []
+
+
 def test_the_version_is_the_same_in_all(release: Path, tmp_path: Path) -> None:
     assert run("dpkg-deb", "--field", built(release, "*.deb"), "Version") == f"{VERSION}\n"
     assert run("rpm", f"--dbpath={tmp_path}", "-qp", "--queryformat=%{VERSION}", built(release, "*.rpm")) == VERSION

@@ -21,6 +21,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -115,7 +116,11 @@ class Vm:
         with contextlib.ExitStack() as stack:
             # The table is the kernel's: one Vm at a time on a machine.
             lock = stack.enter_context(open("/run/lock/wsl-binfmt-test-bed", "w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print("waiting for another user of the test bed", file=sys.stderr)
+                fcntl.flock(lock, fcntl.LOCK_EX)
             clear_up()
             private_mounts()
             self.directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=PREFIX)))

@@ -11,7 +11,7 @@ import bed
 RESTART = "systemctl restart systemd-binfmt.service"
 PRINT_OUTPUT = """
 cd /run/systemd/generator
-for file in $(find . -name '*wsl-binfmt*' -o -name '*status.mount' | sort); do
+for file in $(find . ! -type d '(' -name '*wsl-binfmt*' -o -name '*status.mount' ')' | sort); do
     echo "$file"
     if [ -L "$file" ]; then echo "    -> $(readlink "$file")"; else sed 's/^/    /' "$file"; fi
 done

@@ -109,7 +109,7 @@ def test_a_bad_file_is_told_to_the_kernel_log(vm: Vm, boot: Boot) -> None:
     assert len(lines) == 2
     assert all(line.startswith("<28>wsl-binfmt-generator[") for line in lines)
     assert "/etc/wsl.conf:2: boot.protectbinfmt is neither true nor false" in lines[0]
-    assert "/etc/wsl.conf:3: not a [section] or key=value" in lines[1]
+    assert "/etc/wsl.conf:3: not a [section], name=value" in lines[1]
     assert distro.interop()
 
 

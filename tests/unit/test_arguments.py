@@ -49,7 +49,11 @@ def test_wrong(distro: support.Machine, args: list[str], monkeypatch: pytest.Mon
     """Wrong arguments: usage on stderr, exit status 2, nothing written anywhere."""
     monkeypatch.chdir(distro.out)
     done = support.run(*args, environment={"container": "wsl", "WSL_BINFMT_ROOT": str(distro.root)})
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", USAGE)
+    assert (done.returncode, done.stdout, done.stderr) == (
+        2,
+        "",
+        USAGE + "This needs 1 or 3 directories; see --help.\n",
+    )
     assert distro.output() == {}
 
 
@@ -99,7 +103,7 @@ def test_verbose(distro: support.Machine, option: str) -> None:
     done = distro.run(option, distro.out)
     lines = done.stderr.splitlines()
     assert (done.returncode, done.stdout) == (0, "")
-    assert lines[0] == f"{NAME}a WSL distro, protectBinfmt=True, interop enabled=True"
+    assert lines[0] == f"{NAME}a WSL distro, boot.protectbinfmt=true, interop.enabled=true"
     assert set(lines[1:]) == {f"{NAME}wrote {distro.out}/{name}" for name in distro.output()}
 
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NAME = "wsl-binfmt-generator: "
-NO_FILE = "not a file of at most 128 MiB, ignoring"
-MALFORMED = "not a [section] or key=value, ignoring this and what follows, as WSL does"
+NO_FILE = "not a regular file of at most 128 MiB, ignoring"
+MALFORMED = "not a [section], name=value or # comment, ignoring this and what follows, as WSL does"
 PADDING = b"# " + b"padding " * 9 + b"\n"
 MIB = 1 << 20
 
@@ -148,14 +148,14 @@ def test_unreadable(generator: Any) -> None:
 def test_not_utf8(distro: support.Machine) -> None:
     """Settings count beside a byte that is no UTF-8, as for WSL, which reads bytes."""
     distro.conf.write_bytes(b"[user]\ndefault=j\xfcrgen\n[boot]\nprotectBinfmt=false\n")
-    assert_off(distro, f"{NAME}/etc/wsl.conf:2: not UTF-8, ignoring that\n")
+    assert_off(distro, f"{NAME}/etc/wsl.conf:2: not UTF-8, reading on\n")
 
 
 def test_utf16(distro: support.Machine) -> None:
     """What Notepad once saved as Unicode is malformed from its first byte on."""
     distro.conf.write_bytes("[boot]\r\nprotectBinfmt=false\r\n".encode("utf-16"))
     done = distro.run()
-    assert done.stderr == (f"{NAME}/etc/wsl.conf:1: not UTF-8, ignoring that\n{NAME}/etc/wsl.conf:1: {MALFORMED}\n")
+    assert done.stderr == (f"{NAME}/etc/wsl.conf:1: not UTF-8, reading on\n{NAME}/etc/wsl.conf:1: {MALFORMED}\n")
     assert support.GUARD in distro.output()
 
 

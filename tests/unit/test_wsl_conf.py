@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 VECTORS = json.loads((support.TREE / "tests/data/wsl-conf-vectors.json").read_text())
-MALFORMED = "not a [section] or key=value, ignoring this and what follows, as WSL does"
+MALFORMED = "not a [section], name=value or # comment, ignoring this and what follows, as WSL does"
 BAD_BOOLEAN = "is neither true nor false, ignoring"
 LETTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 DIGITS = b"0123456789"
@@ -300,10 +300,10 @@ def test_what_is_written(text: bytes) -> None:
         (b"[boot]\nprotectBinfmt=no\n", [f"2: boot.protectbinfmt {BAD_BOOLEAN}"]),
         (b"[boot]\nprotectBinfmt=no\nprotectBinfmt=maybe\n", [f"2: boot.protectbinfmt {BAD_BOOLEAN}"]),
         (b"\n\n[interop]\n\nenabled=\n", [f"5: interop.enabled {BAD_BOOLEAN}"]),
-        (b"[boot]\ncommand=caf\xe9\n", ["2: not UTF-8, ignoring that"]),
+        (b"[boot]\ncommand=caf\xe9\n", ["2: not UTF-8, reading on"]),
         ("[boot]\ncommand=café 🐧\n".encode(), []),
         (b"[boot]\n[inter op]\n\xff", [f"2: {MALFORMED}"]),
-        (b"\xff\xfe[\0b\0o\0o\0t\0]\0\n\0", ["1: not UTF-8, ignoring that", f"1: {MALFORMED}"]),
+        (b"\xff\xfe[\0b\0o\0o\0t\0]\0\n\0", ["1: not UTF-8, reading on", f"1: {MALFORMED}"]),
         (b"[network]\nhostname=x\nunknown=y\n", []),
     ],
 )
