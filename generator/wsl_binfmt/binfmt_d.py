@@ -158,9 +158,18 @@ def _read() -> "dict[str, tuple[str, bytes]]":
 
 def _show(files: "dict[str, bytes]") -> None:
     """Have systemd-binfmt see these files for /etc/binfmt.d; that itself, if there are none."""
+    unfinished = f"{VIEW}.new"
+    notes.forget(unfinished)
     notes.forget(VIEW)
-    for name, text in files.items():
-        notes.write(f"{VIEW}/{name}", text)
+    try:
+        for name, text in files.items():
+            notes.write(f"{unfinished}/{name}", text)
+    except OSError:
+        # A view that lacks rules would be worse than none.
+        notes.forget(unfinished)
+        raise
+    if files:
+        notes.rename(unfinished, VIEW)
 
 
 def listdir(directory: str) -> "list[str]":

@@ -59,32 +59,39 @@ def run(args: "list[str]", environ: "dict[bytes, bytes]") -> int:
             return tell(f"{table.DIRECTORY} is read-only: nothing to do", 0)
         if not posix.access(INIT, posix.X_OK):
             return tell(f"{INIT} cannot be run, it is what starts Windows programs; is this WSL?", 1)
-        if action == "settle":
-            formats.note_boot()
-        wiped = formats.wiped()
+        sight = interop.Sight(formats.seen())
         if action == "hold":
-            wrong = interop.hold(take_over=units == [binfmt_d.UNIT])
+            wrong = interop.hold(sight, take_over=units == [binfmt_d.UNIT])
         else:
-            wrong = interop.restore() if action == "restore" else interop.settle()
+            wrong = interop.restore(sight) if action == "restore" else interop.settle(sight)
         if wrong:
             tell(f"{wrong}: restored", 0)
-        # The first such note is for settle to make: it ends the boot, for units/restore.
-        if not wiped and (action == "settle" or notes.read(interop.NAME)):
-            formats.saw()
-        if action == "restore" and units:
-            # Of a stopped service; a failed one may have registered some.
-            if environ.get(b"SERVICE_RESULT") == b"success":
-                notes.forget(units[0])
-            else:
-                formats.note(units[0])
-        if action == "settle":
-            for unit in formats.bring_back(wiped):
-                tell(f"{unit}: formats are missing, reloading it", 0)
+        take_notes(action, units, environ, sight)
     except PermissionError:
         return tell(f"may not change {table.DIRECTORY}, run this as root", 1)
     except OSError as e:
-        return tell(f"cannot change {e.filename or table.DIRECTORY}: {e.strerror}", 1)
+        return tell(f"cannot change {e.filename or f'{table.DIRECTORY} or {notes.DIRECTORY}'}: {e.strerror}", 1)
     return 0
+
+
+def take_notes(action: str, units: "list[str]", environ: "dict[bytes, bytes]", sight: interop.Sight) -> None:
+    """Note what has been done, once that is done; and have services bring back what was lost. Raises OSError."""
+    interop.remember()
+    if action == "restore" and units:
+        # Of a stopped service; a failed one may have registered some.
+        if environ.get(b"SERVICE_RESULT") == b"success":
+            notes.forget(units[0])
+        else:
+            formats.note(units[0])
+    if action == "settle":
+        formats.note_boot()
+    # What another entry is there for was our doing then; the first note ends the boot, for units/at-boot.
+    if not sight.replaced and (action == "settle" or formats.seen()):
+        formats.saw(sight.inode)
+    if action == "settle":
+        for unit in formats.bring_back(sight.replaced):
+            tell(f"{unit}: formats are missing, reloading it", 0)
+        formats.saw(sight.inode)
 
 
 def exists(path: str) -> bool:

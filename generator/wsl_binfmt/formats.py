@@ -33,14 +33,17 @@ SOURCES = {
 }
 
 
-def note(unit: str) -> None:
+def note(unit: str, all_taken: bool = False) -> None:
     """Note the formats that a service has in the table, after its start; raises OSError.
 
-    One that it had before and has not now was lost again meanwhile, or cannot be
+    all_taken: whether the kernel took all. One that it took then, or that was
+    noted before, and is not there now was lost again meanwhile, or cannot be
     registered any more: it counts as lost for TRIES_MAX starts.
     """
     tries, before = _read(unit)
     now = {name: table.inode(name) for name in SOURCES[unit]()}
+    if all_taken:
+        before = now
     tries = tries + 1 if any(now.get(name) == 0 for name in before) else 0
     if tries > TRIES_MAX:
         tries = 0
@@ -53,24 +56,25 @@ def note_boot() -> None:
     unit = binfmt_d.UNIT
     if notes.read(interop.NAME) is not None or notes.read(unit) is not None:
         return
-    if _systemctl("is-active", "--quiet", unit) or _systemctl("is-failed", "--quiet", unit):
-        note(unit)
+    active = _systemctl("is-active", "--quiet", unit)
+    # A failed one may have registered some.
+    if active or _systemctl("is-failed", "--quiet", unit):
+        note(unit, all_taken=active)
 
 
-def wiped() -> bool:
-    """Whether WSLInterop is not the entry that saw() noted."""
-    return _read(interop.NAME)[0] not in (0, table.inode(interop.NAME))
+def seen() -> int:
+    """The inode that WSLInterop had when saw() noted it; 0 if that has not been."""
+    return _read(interop.NAME)[0]
 
 
-def saw() -> None:
-    """Note which entry WSLInterop is; raises OSError."""
-    inode = table.inode(interop.NAME)
-    if _read(interop.NAME)[0] != inode:
+def saw(inode: int) -> None:
+    """Note the inode of WSLInterop; raises OSError."""
+    if seen() != inode:
         _write(interop.NAME, inode, {})
 
 
 def lost(wiped: bool) -> "list[str]":
-    """List the services that are to register their formats again; wiped: as wiped() said."""
+    """List the services that are to register their formats again; wiped: whether all have been removed."""
     units = []
     for unit in SOURCES:
         tries, names = _read(unit)
@@ -85,7 +89,7 @@ def lost(wiped: bool) -> "list[str]":
 def bring_back(wiped: bool) -> "Iterator[str]":
     """Have the services with lost formats register them again; yields each once.
 
-    wiped: as wiped() said. One that is starting or stopping is left alone, so
+    wiped: as for lost(). One that is starting or stopping is left alone, so
     this goes on until nothing is lost, or for BRING_BACK_MAX. Raises OSError.
     """
     told = set()
@@ -100,7 +104,6 @@ def bring_back(wiped: bool) -> "Iterator[str]":
                 told.add(unit)
                 yield unit
         time.sleep(BRING_BACK_MAX / 10)
-    saw()
 
 
 def _systemctl(*args: str) -> bool:

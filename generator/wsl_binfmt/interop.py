@@ -26,6 +26,25 @@ RACES = 3
 SETTLE_MAX = 100
 
 
+class Sight:
+    """Whether WSLInterop has been another entry since this distro looked last."""
+
+    __slots__ = ("inode", "replaced")
+
+    def __init__(self, inode: int = 0) -> None:
+        """inode: of WSLInterop at that time; 0 for a distro that has not looked."""
+        self.inode = inode
+        self.replaced = False
+
+    def look(self) -> None:
+        """Look before a change; a change by ourselves is for keep()."""
+        self.replaced |= self.inode not in (0, table.inode(NAME))
+
+    def keep(self) -> None:
+        """Take the entry that is there for the one that was there."""
+        self.inode = table.inode(NAME)
+
+
 def rule(name: str) -> bytes:
     """Make the rule by which WSL registers /init, src/linux/init/binfmt.h in its source.
 
@@ -82,17 +101,17 @@ def fault(names: "list[str]") -> str:
     return f"{first} outranks WSLInterop" if entry and not answers(entry) else ""
 
 
-def restore() -> str:
+def restore(sight: Sight) -> str:
     """Make WSL answer, and remove what stands in for it.
 
     While another distro holds its own stand-in, that distro will do the rest.
     Returns what was wrong; "" if nothing. Raises OSError.
     """
     with table.Lock():
-        return _restore()
+        return _restore(sight)
 
 
-def hold(take_over: bool = False) -> str:
+def hold(sight: Sight, take_over: bool = False) -> str:
     """Make WSL answer whatever becomes of WSLInterop, until restore() or HOLD_MAX.
 
     take_over: whether to do so with rules of binfmt.d, as binfmt_d.take_over().
@@ -100,7 +119,7 @@ def hold(take_over: bool = False) -> str:
     an administrator did so. Returns and raises as restore() does.
     """
     with table.Lock():
-        wrong = _restore()
+        wrong = _restore(sight)
         enabled = _enabled(table.names())
 
         def go_first() -> None:
@@ -115,7 +134,7 @@ def hold(take_over: bool = False) -> str:
         return wrong
 
 
-def settle() -> str:
+def settle(sight: Sight) -> str:
     """Restore when nobody holds a stand-in, and go on until a look finds nothing wrong.
 
     Returns what was wrong first. Raises OSError.
@@ -124,7 +143,7 @@ def settle() -> str:
     for _ in range(SETTLE_MAX):
         with table.Lock():
             held = any(_is_held(name) for name in table.names() if name.startswith(STAND_IN))
-            wrong = "" if held else _restore()
+            wrong = "" if held else _restore(sight)
         first = first or wrong
         if held:
             time.sleep(HOLD_MAX / 50)
@@ -133,13 +152,27 @@ def settle() -> str:
     return first
 
 
-def _restore() -> str:
-    for _ in range(RACES):
-        try:
-            return _restore_once()
-        except (FileExistsError, FileNotFoundError):
-            continue
-    return _restore_once()
+def remember() -> None:
+    """Note whether WSLInterop is disabled, for when it gets lost; raises OSError."""
+    entry = table.read(NAME)
+    noted = notes.read(DISABLED) is not None
+    if entry and entry.enabled and noted:
+        notes.forget(DISABLED)
+    elif entry and not entry.enabled and not noted:
+        notes.write(DISABLED, b"")
+
+
+def _restore(sight: Sight) -> str:
+    sight.look()
+    try:
+        for _ in range(RACES):
+            try:
+                return _restore_once()
+            except (FileExistsError, FileNotFoundError):
+                continue
+        return _restore_once()
+    finally:
+        sight.keep()
 
 
 def _restore_once() -> str:
@@ -166,19 +199,18 @@ def _restore_once() -> str:
         table.disable(NAME)
     for name in stand_ins:
         table.remove(name)
-    noted = notes.read(DISABLED) is not None
-    if enabled and noted:
-        notes.forget(DISABLED)
-    elif not enabled and not noted:
-        notes.write(DISABLED, b"")
     return wrong
 
 
 def _enabled(names: "list[str]") -> bool:
     """Whether WSLInterop is meant to be enabled: nobody disabled it by hand."""
-    entries = [table.read(name) for name in names if is_ours(name)]
-    states = [entry.enabled for entry in entries if entry]
-    return all(states) if states else notes.read(DISABLED) is None
+    entries = [(name, table.read(name)) for name in names if is_ours(name)]
+    states = [(name, entry.enabled) for name, entry in entries if entry]
+    if not states:
+        return notes.read(DISABLED) is None
+    name, enabled = states[-1]
+    # The oldest is what stand-ins were made like; if it is another now, that was by hand.
+    return enabled if name == NAME else all(enabled for _, enabled in states)
 
 
 def _is_held(name: str) -> bool:

@@ -24,14 +24,20 @@ def write(name: str, data: bytes) -> None:
             posix.mkdir(path[:at], 0o755)
         except FileExistsError:
             pass
-    temporary = f"{path}.{posix.getpid()}"
+    # Its name is short, and that of a note may be as long as any.
+    temporary = f".{posix.getpid()}"
     try:
-        with open(temporary, "wb") as file:
+        with open(f"{DIRECTORY}/{temporary}", "wb") as file:
             file.write(data)
-        posix.rename(temporary, path)
+        rename(temporary, name)
     except OSError:
-        posix.unlink(temporary)
+        forget(temporary)
         raise
+
+
+def rename(name: str, to: str) -> None:
+    """Give a note, or a directory of notes, another name; raises OSError."""
+    posix.rename(f"{DIRECTORY}/{name}", f"{DIRECTORY}/{to}")
 
 
 def forget(name: str) -> None:

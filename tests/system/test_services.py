@@ -115,6 +115,17 @@ def test_a_refused_rule(any_vm: Vm, boot: Boot) -> None:
     assert "/etc/binfmt.d/bad.conf:1: " in distro.journal(SYSTEMD_BINFMT)
 
 
+def test_a_rule_in_a_file_of_the_longest_name(vm: Vm, boot: Boot) -> None:
+    """It is the name of a file that is shown to the service as well."""
+    long = {f"/etc/binfmt.d/{'m' * 250}.conf": ":long:M::long::/bin/true:\n"}
+    distro = boot(
+        vm, files={**long, "/etc/binfmt.d/wine.conf": RIVAL, "/etc/binfmt.d/z.conf": ":z:M::zz::/bin/true:\n"}
+    )
+    assert {"long", "wine", "z"} <= set(vm.names())
+    assert right(vm)
+    assert distro.wait_until_up() == "running"
+
+
 def test_a_reload_with_a_refused_rule_fails_and_restores(vm: Vm, boot: Boot) -> None:
     distro = boot(vm)
     distro.write("/etc/binfmt.d/bad.conf", ":bad:M::\n")

@@ -124,6 +124,78 @@ def test_formats_of_the_distro_come_back(any_vm: Vm, boot: Boot) -> None:
     assert not stopped & set(any_vm.names())
 
 
+def late_boot(seconds: float) -> dict[str, str]:
+    """Have sysinit.target wait, with what is started before it up."""
+    return {
+        "/etc/systemd/system/late.service": "[Unit]\nDefaultDependencies=no\nAfter=wsl-binfmt-restore.path\n"
+        f"Before=sysinit.target\n[Service]\nType=oneshot\nExecStart=/bin/sleep {seconds}\n",
+        "/etc/systemd/system/sysinit.target.wants/late.service": "-> ../late.service",
+    }
+
+
+OURS = {"/etc/binfmt.d/ours.conf": ":ours:M::ours::/bin/true:\n"}
+
+
+def test_losses_while_booting(vm: Vm, boot: Boot) -> None:
+    """A rival does not wait for sysinit.target, nor are formats lost that had not been noted."""
+    distro = boot(vm, files={**OURS, **late_boot(3)}, wait=False)
+    eventually(lambda: "ours" in vm.names())
+    time.sleep(0.5)
+    vm.write("status", "-1")
+    eventually(lambda: right(vm))
+    vm.write("register", RIVAL)
+    assert eventually(lambda: vm.names()[0] == "WSLInterop") < 1
+    distro.wait_until_up()
+    eventually(lambda: "ours" in vm.names() and right(vm) and quiet(distro))
+
+
+def test_a_wipe_while_another_distro_holds(vm: Vm, boot: Boot) -> None:
+    distro = boot(vm, files=OURS)
+    eventually(lambda: quiet(distro))
+    vm.register(":WSLInterop-held-by-1:M::MZ::/init:FP")
+    time.sleep(0.3)
+    vm.write("status", "-1")
+    eventually(lambda: "ours" in vm.names() and right(vm) and quiet(distro))
+
+
+def test_a_full_run(vm: Vm, boot: Boot) -> None:
+    """Notes that cannot be written keep nobody from what has to be done."""
+    distro = boot(vm, files=OURS)
+    distro.shell("rm -r /run/wsl-binfmt; mount -o remount,size=4m /run; head -c 8m /dev/zero >/run/fill || :")
+    vm.write("register", RIVAL)
+    eventually(lambda: vm.names()[0] == "WSLInterop")
+    distro.write("/etc/binfmt.d/wine2.conf", ":wine2:M::MZ::/bin/true:\n:other:M::oo::/bin/true:\n")
+    distro.systemctl("restart", "systemd-binfmt.service")
+    eventually(lambda: right(vm) and {"ours", "other", "wine2"} <= set(vm.names()))
+    assert distro.interop()
+    assert "No space left" in distro.journal("wsl-binfmt-restore.service")
+    assert distro.wait_until_up() == "running"
+
+
+def test_with_the_watch_masked(vm: Vm, boot: Boot) -> None:
+    """What binfmt.d says counts at every start all the same."""
+    wine = {"/etc/binfmt.d/wine.conf": RIVAL}
+    distro = boot(vm, files={**wine, "/etc/systemd/system/wsl-binfmt-restore.path": "-> /dev/null"})
+    assert right(vm)
+    distro.write("/etc/binfmt.d/ours.conf", OURS["/etc/binfmt.d/ours.conf"])
+    for remove in "", "rm /etc/binfmt.d/wine.conf":
+        distro.shell(remove)
+        distro.systemctl("restart", "systemd-binfmt.service")
+        assert "ours" in vm.names()
+        vm.write("ours", "-1")
+        assert right(vm)
+
+
+def test_the_watch_can_be_stopped(vm: Vm, boot: Boot) -> None:
+    distro = boot(vm)
+    eventually(lambda: quiet(distro))
+    distro.systemctl("stop", "wsl-binfmt-restore.path")
+    vm.write("register", RIVAL)
+    distro.systemctl("daemon-reload")
+    time.sleep(1.5)
+    assert vm.names()[0] == "wine"
+
+
 def test_formats_come_back_beside_a_refused_rule(vm: Vm, boot: Boot) -> None:
     distro = boot(vm, files={"/etc/binfmt.d/ours.conf": ":ours:M::ours::/bin/true:\n:bad:M::\n"})
     assert "ours" in vm.names()

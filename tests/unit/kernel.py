@@ -84,6 +84,7 @@ class Table:
         monkeypatch.setattr(notes, "read", self.notes.get)
         monkeypatch.setattr(notes, "write", self.notes.__setitem__)
         monkeypatch.setattr(notes, "forget", self._forget)
+        monkeypatch.setattr(notes, "rename", self._rename)
 
     def get(self, name: str) -> Format:
         """An entry; raises FileNotFoundError."""
@@ -101,6 +102,11 @@ class Table:
     def winner(self) -> Format | None:
         """Who is given a Windows program."""
         return next((entry for entry in self.formats if entry.takes_windows()), None)
+
+    def _rename(self, name: str, to: str) -> None:
+        for note in list(self.notes):
+            if note == name or note.startswith(f"{name}/"):
+                self.notes[to + note[len(name) :]] = self.notes.pop(note)
 
     def _forget(self, name: str) -> None:
         for note in list(self.notes):

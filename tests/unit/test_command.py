@@ -154,7 +154,7 @@ def test_no_init(wsl: kernel.Table, capfd: Captured, tmp_path: Path) -> None:
 def test_fails(capfd: Captured, monkeypatch: pytest.MonkeyPatch, error: OSError, message: str) -> None:
     """What fails is one line, and exit status 1."""
 
-    def fail() -> NoReturn:
+    def fail(_sight: interop.Sight) -> NoReturn:
         raise error
 
     monkeypatch.setattr(interop, "restore", fail)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 import kernel
-from wsl_binfmt import formats, notes
+from wsl_binfmt import formats, interop, notes, table
 
 UNIT = "systemd-binfmt.service"
 A, B = b":a:M::aa::/bin/a:", b":b:M::bb::/bin/b:"
@@ -20,8 +20,15 @@ def wsl(monkeypatch: pytest.MonkeyPatch) -> kernel.Table:
     for rule in kernel.WSL, A, B:
         found.add(rule)
     formats.note(UNIT)
-    formats.saw()
+    formats.saw(table.inode("WSLInterop"))
     return found
+
+
+def replaced() -> bool:
+    """Whether WSLInterop is another one than the one that was seen."""
+    sight = interop.Sight(formats.seen())
+    sight.look()
+    return sight.replaced
 
 
 def wipe(wsl: kernel.Table, *rules: bytes) -> None:
@@ -33,11 +40,11 @@ def wipe(wsl: kernel.Table, *rules: bytes) -> None:
 
 def test_nothing_lost(wsl: kernel.Table) -> None:
     """What is there is not lost, nor is what was removed one by one."""
-    assert not formats.wiped()
+    assert not replaced()
     wsl.formats.remove(wsl.get("a"))
     wsl.formats.remove(wsl.get("b"))
-    assert not formats.wiped()
-    assert formats.lost(formats.wiped()) == []
+    assert not replaced()
+    assert formats.lost(replaced()) == []
 
 
 @pytest.mark.parametrize(("left", "lost"), [((), [UNIT]), ((A,), [UNIT]), ((A, B), [])])
@@ -47,7 +54,7 @@ def test_wiped(wsl: kernel.Table, left: tuple[bytes, ...], lost: list[str]) -> N
     Two distros with other rules of one name would otherwise answer each other for ever.
     """
     wipe(wsl, kernel.WSL, *left)
-    assert formats.wiped()
+    assert replaced()
     assert formats.lost(wiped=True) == lost
 
 
@@ -56,7 +63,7 @@ def test_wsl_alone_was_replaced(wsl: kernel.Table) -> None:
     wsl.formats.remove(wsl.get("WSLInterop"))
     wsl.formats.remove(wsl.get("a"))
     wsl.add(kernel.WSL)
-    assert formats.wiped()
+    assert replaced()
     assert formats.lost(wiped=True) == []
 
 
@@ -94,7 +101,7 @@ def test_never_seen(wsl: kernel.Table) -> None:
         wsl.notes.pop("WSLInterop")
         if note is not None:
             wsl.notes["WSLInterop"] = note
-        assert formats.wiped() is (note == b"1\0a")
+        assert replaced() is (note == b"1\0a")
         wsl.notes["WSLInterop"] = b"0"
 
 
@@ -103,9 +110,12 @@ def test_boot(wsl: kernel.Table, monkeypatch: pytest.MonkeyPatch, active: bool) 
     """The first look notes the formats of a service that has been started, if that has not been done."""
     monkeypatch.setattr(formats, "_systemctl", lambda *args: active and args[0] == "is-active")
     wsl.notes.clear()
+    wsl.formats.remove(wsl.get("a"))
     formats.note_boot()
     assert (UNIT in wsl.notes) is active
-    formats.saw()
+    # It was registered, and has been lost before it was noted.
+    assert formats.lost(wiped=False) == ([UNIT] if active else [])
+    formats.saw(table.inode("WSLInterop"))
     notes.forget(UNIT)
     formats.note_boot()
     assert UNIT not in wsl.notes

@@ -59,7 +59,7 @@ def test_nothing_wrong(formats: kernel.Table) -> None:
     """Where nothing is wrong, nothing is written."""
     for rule in (WINE, QEMU, kernel.WSL, QEMU.replace(b"arm", b"ppc")):
         formats.add(rule)
-    assert interop.restore() == ""
+    assert interop.restore(interop.Sight()) == ""
     assert formats.writes == []
 
 
@@ -85,7 +85,7 @@ def test_fault(formats: kernel.Table, entries: list[bytes], wrong: str) -> None:
     for rule in entries:
         formats.add(rule)
     assert interop.fault(table.names()) == wrong
-    assert interop.restore() == wrong
+    assert interop.restore(interop.Sight()) == wrong
     assert interop.fault(table.names()) == ""
     if wrong:
         assert formats.formats[0].text == b"enabled\ninterpreter /init\nflags: PF\noffset 0\nmagic 4d5a\n"
@@ -95,7 +95,7 @@ def test_disabled_rival(formats: kernel.Table) -> None:
     """An entry that is disabled takes nothing."""
     formats.add(kernel.WSL)
     formats.add(WINE, enabled=False)
-    assert interop.restore() == ""
+    assert interop.restore(interop.Sight()) == ""
 
 
 @pytest.mark.parametrize("rule", VARIANTS)
@@ -103,40 +103,50 @@ def test_disabled_by_hand(formats: kernel.Table, rule: bytes) -> None:
     """`echo 0 > WSLInterop` is somebody's wish."""
     formats.add(rule, enabled=False)
     formats.add(WINE)
-    assert interop.restore() == ""
+    assert interop.restore(interop.Sight()) == ""
     assert formats.writes == []
 
 
 def test_disabled_and_lost(formats: kernel.Table) -> None:
     """It survives the entry: a wipe by another distro is nobody's wish. To enable it again is."""
     formats.add(kernel.WSL, enabled=False)
-    interop.restore()
+    interop.remember()
     formats.formats.clear()
-    interop.hold()
-    assert interop.restore() == ""
+    interop.hold(interop.Sight())
+    assert interop.restore(interop.Sight()) == ""
     assert not formats.get("WSLInterop").enabled
     formats.get("WSLInterop").enabled = True
-    interop.restore()
+    interop.remember()
     formats.formats.clear()
-    interop.restore()
+    interop.restore(interop.Sight())
     assert formats.get("WSLInterop").enabled
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_by_hand_while_held(formats: kernel.Table, enabled: bool) -> None:
+    """What somebody writes to WSLInterop counts for more than what stood in for it at first."""
+    formats.add(kernel.WSL, enabled=not enabled)
+    interop.hold(interop.Sight())
+    formats.get("WSLInterop").enabled = enabled
+    interop.restore(interop.Sight())
+    assert formats.get("WSLInterop").enabled is enabled
 
 
 def test_peer_holds(formats: kernel.Table) -> None:
     """While another distro holds its stand-in, it is the one to restore; one that was left there is removed."""
     formats.add(WINE)
     formats.add(interop.rule(THEIRS), age=interop.HOLD_MAX - 0.1)
-    assert interop.restore() == ""
+    assert interop.restore(interop.Sight()) == ""
     assert [name for name, _ in formats.writes if name != MINE] == []
     formats.now += 0.2
-    assert interop.restore() == "WSLInterop is missing"
+    assert interop.restore(interop.Sight()) == "WSLInterop is missing"
     assert table.names() == ["WSLInterop", "wine"]
 
 
 def test_peer_from_the_future(formats: kernel.Table) -> None:
     """A clock that was set back does not keep a stand-in for ever."""
     formats.add(interop.rule(THEIRS), age=-1000)
-    assert interop.restore() == "WSLInterop is missing"
+    assert interop.restore(interop.Sight()) == "WSLInterop is missing"
     assert table.names() == ["WSLInterop"]
 
 
@@ -145,14 +155,14 @@ def test_peer_from_the_future(formats: kernel.Table) -> None:
 def test_hold(formats: kernel.Table, enabled: bool) -> None:
     """A wipe while held loses nothing: who is held stands in, and is gone with the next restore."""
     formats.add(kernel.WSL, enabled=enabled)
-    interop.hold(take_over=True)
+    interop.hold(interop.Sight(), take_over=True)
     assert table.names()[0] == MINE
     assert formats.get(MINE).enabled is enabled
     formats.formats.remove(formats.get("WSLInterop"))
     winner = formats.winner()
     assert (winner.interpreter if winner else b"") == (b"/init" if enabled else b"")
     formats.add(WINE)
-    assert interop.restore() == "WSLInterop is missing"
+    assert interop.restore(interop.Sight()) == "WSLInterop is missing"
     assert table.names() == ["WSLInterop", "wine"]
     assert formats.get("WSLInterop").enabled is enabled
 
@@ -168,9 +178,9 @@ def test_race(formats: kernel.Table) -> None:
             formats.add(others.pop(0))
 
     formats.after = race
-    interop.restore()
+    interop.restore(interop.Sight())
     formats.after = lambda: None
-    interop.restore()
+    interop.restore(interop.Sight())
     assert interop.fault(table.names()) == ""
     assert sorted(table.names()) == ["WSLInterop", "cli", "wine"]
 
@@ -208,7 +218,8 @@ def test_any_table(entries: list[tuple[bytes, bool, float]], hold: bool) -> None
             formats.add(rule, enabled=enabled, age=age)
         before = others(formats)
         ours = [entry for entry in formats.formats if interop.is_ours(entry.name)]
-        wanted = all(entry.enabled for entry in ours)
+        states = [entry.enabled for entry in ours]
+        wanted = states[-1] if ours and ours[-1].name == "WSLInterop" else all(states)
         peer = any(entry.name == THEIRS and formats.now - entry.registered < interop.HOLD_MAX for entry in ours)
         found = [formats.get("WSLInterop")] if "WSLInterop" in table.names() else []
         left_alone = found and not found[0].enabled
@@ -220,7 +231,7 @@ def test_any_table(entries: list[tuple[bytes, bool, float]], hold: bool) -> None
 
             formats.after = check
 
-        said = interop.restore()
+        said = interop.restore(interop.Sight())
         formats.after = lambda: None
         assert others(formats) == before
         if peer:
@@ -238,13 +249,13 @@ def test_any_table(entries: list[tuple[bytes, bool, float]], hold: bool) -> None
             assert answers(formats)
         # Nothing but what is wrong is ever rewritten.
         formats.writes.clear()
-        assert interop.restore() == ""
+        assert interop.restore(interop.Sight()) == ""
         assert formats.writes == []
         if hold:
-            interop.hold(take_over=True)
+            interop.hold(interop.Sight(), take_over=True)
             assert table.names()[0] == MINE
             assert formats.get(MINE).enabled is wanted
-            assert interop.restore() == ""
+            assert interop.restore(interop.Sight()) == ""
             assert others(formats) == before
             assert formats.get("WSLInterop").inode == interop_now.inode
 
@@ -256,7 +267,7 @@ def test_stand_in_is_outranked(formats: kernel.Table) -> None:
     formats.add(b":WSLInterop:M::MZ::/init:P")
     gaps = []
     formats.after = lambda: gaps.append(not answers(formats))
-    assert interop.restore() == "WSLInterop is not as WSL registers it"
+    assert interop.restore(interop.Sight()) == "WSLInterop is not as WSL registers it"
     assert not any(gaps)
 
 
@@ -267,7 +278,7 @@ def test_no_rules(formats: kernel.Table, rules: Callable[..., None]) -> None:
     """Without a rule that could matter, systemd-binfmt sees what is there."""
     formats.add(kernel.WSL)
     rules(QEMU, b"# comment", b"", path="usr/lib/binfmt.d/qemu.conf")
-    interop.hold(take_over=True)
+    interop.hold(interop.Sight(), take_over=True)
     assert view(formats) == {}
     assert sorted(table.names()) == ["WSLInterop", MINE]
 
@@ -276,13 +287,13 @@ def test_rival_rule(formats: kernel.Table, rules: Callable[..., None]) -> None:
     """A rule for Windows programs is registered behind WSL, and systemd-binfmt sees the other lines, as numbered."""
     formats.add(kernel.WSL)
     rules(b"# wine", WINE, QEMU)
-    interop.hold(take_over=True)
+    interop.hold(interop.Sight(), take_over=True)
     assert view(formats) == {"x.conf": [b"# wine", b"", QEMU]}
     assert table.names()[0] == MINE
     assert formats.get("wine").text == binfmt_d.entry_text(WINE)
     inode = formats.get("wine").inode
-    interop.restore()
-    interop.hold(take_over=True)
+    interop.restore(interop.Sight())
+    interop.hold(interop.Sight(), take_over=True)
     assert formats.get("wine").inode == inode, "registered again, although it is in force"
 
 
@@ -291,7 +302,7 @@ def test_rule_of_our_name(formats: kernel.Table, rules: Callable[..., None], pat
     """A rule by the name of WSLInterop is nobody's business: it is dropped, and years of blog advice with it."""
     formats.add(kernel.WSL)
     rules(b":WSLInterop:M::MZ::/bin/echo:PF", QEMU, path=path)
-    interop.hold(take_over=True)
+    interop.hold(interop.Sight(), take_over=True)
     assert view(formats) == {"x.conf": [b"", QEMU]}
     assert formats.get("WSLInterop").interpreter == b"/init"
 
@@ -301,7 +312,7 @@ def test_refused_rule(formats: kernel.Table, rules: Callable[..., None]) -> None
     formats.add(kernel.WSL)
     formats.refused.add(CLI)
     rules(CLI, WINE)
-    interop.hold(take_over=True)
+    interop.hold(interop.Sight(), take_over=True)
     assert view(formats) == {"x.conf": [CLI, b""]}
 
 
@@ -311,7 +322,7 @@ def test_hidden_file(formats: kernel.Table, rules: Callable[..., None]) -> None:
     rules(b"", path="etc/binfmt.d/wine.conf")
     rules(WINE, path="usr/lib/binfmt.d/wine.conf")
     rules(WINE, path="usr/lib/binfmt.d/wine.conf.dpkg-new")
-    interop.hold(take_over=True)
+    interop.hold(interop.Sight(), take_over=True)
     assert view(formats) == {}
     assert "wine" not in table.names()
 
@@ -320,10 +331,10 @@ def test_view_is_renewed(formats: kernel.Table, rules: Callable[..., None]) -> N
     """What was shown before does not stay when the rule is gone."""
     formats.add(kernel.WSL)
     rules(WINE)
-    interop.hold(take_over=True)
+    interop.hold(interop.Sight(), take_over=True)
     assert view(formats)
     rules(QEMU)
-    interop.hold(take_over=True)
+    interop.hold(interop.Sight(), take_over=True)
     assert view(formats) == {}
 
 
@@ -337,7 +348,7 @@ def test_rules_of_one_name(formats: kernel.Table, rules: Callable[..., None]) ->
     rules(last, path="usr/lib/binfmt.d/z.conf")
     rules(WINE, WINE, path="etc/binfmt.d/a.conf")
     rules(CLI, path="etc/binfmt.d/.z.conf")
-    interop.hold(take_over=True)
+    interop.hold(interop.Sight(), take_over=True)
     assert formats.get("wine").text == binfmt_d.entry_text(last)
     assert "cli" not in table.names()
     assert view(formats) == {"a.conf": [b"", b""], "z.conf": [b""]}
@@ -349,6 +360,6 @@ def test_rule_by_a_bad_name(formats: kernel.Table, rules: Callable[..., None], n
     formats.add(QEMU)
     formats.add(kernel.WSL)
     rules(b":" + name + b":M::MZ::/usr/bin/wine:")
-    interop.hold(take_over=True)
+    interop.hold(interop.Sight(), take_over=True)
     assert "qemu-arm" in table.names()
     assert {written for written, data in formats.writes if data == b"-1"} <= {MINE, "WSLInterop"}

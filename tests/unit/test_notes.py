@@ -49,3 +49,17 @@ def test_whole_or_not_at_all(directory: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(OSError, match="No space"):
         notes.write("x", b"after")
     assert support.tree(directory) == {"x": "before"}
+
+
+def test_long_name(directory: Path) -> None:
+    """A note may have any name that a file may have."""
+    notes.write("x" * 255, b"x")
+    assert support.tree(directory) == {"x" * 255: "x"}
+
+
+def test_nowhere(directory: Path) -> None:
+    """Where nothing can be written, the error says so, and not what could not be cleared up."""
+    directory.parent.mkdir()
+    directory.write_text("")
+    with pytest.raises(NotADirectoryError):
+        notes.write("x", b"x")
