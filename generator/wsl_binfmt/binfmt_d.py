@@ -138,21 +138,12 @@ def _register(rule: bytes, go_first: "Callable[[], None]") -> bool:
 
 
 def _read() -> "dict[str, tuple[str, bytes]]":
-    """Read the files that count: directory and text, by name, in systemd's order.
-
-    One that cannot be read is left to systemd-binfmt, for its error message.
-    """
+    """Read the files that count: directory and text, by name, in systemd's order."""
     files: "dict[str, tuple[str, bytes]]" = {}
     for directory in DIRECTORIES:
         for name in listdir(ROOT + directory):
             if name.endswith(".conf") and name[0] != "." and name not in files:
-                try:
-                    # Neither waits for a FIFO nor reads a device to its end.
-                    fd = posix.open(f"{ROOT}{directory}/{name}", posix.O_NONBLOCK)
-                    with open(fd, "rb") as file:
-                        files[name] = directory, file.read(FILE_MAX) or b""
-                except OSError:
-                    pass
+                files[name] = directory, read(f"{ROOT}{directory}/{name}")
     return dict(sorted(files.items()))
 
 
@@ -170,6 +161,16 @@ def _show(files: "dict[str, bytes]") -> None:
         raise
     if files:
         notes.rename(unfinished, VIEW)
+
+
+def read(path: str) -> bytes:
+    """Read a file, the first FILE_MAX bytes of it; none if it cannot be read."""
+    try:
+        # Neither waits for a FIFO nor reads a device to its end.
+        with open(posix.open(path, posix.O_NONBLOCK), "rb") as file:
+            return file.read(FILE_MAX) or b""
+    except OSError:
+        return b""
 
 
 def listdir(directory: str) -> "list[str]":

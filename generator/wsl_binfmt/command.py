@@ -31,6 +31,7 @@ ACTIONS = ("restore", "hold", "settle")
 # What the generator wrote last: the decision is its own. It writes this file
 # only if this is a WSL distro whose user wants Windows programs.
 DECISION = "/run/systemd/generator/sysinit.target.wants/wsl-binfmt-restore.path"
+DROP_INS = "/etc/systemd/system"
 INIT = "/init"
 ST_RDONLY = 1  # statvfs(3)
 
@@ -61,9 +62,13 @@ def run(args: "list[str]", environ: "dict[bytes, bytes]") -> int:
             return tell(f"{INIT} cannot be run, it is what starts Windows programs; is this WSL?", 1)
         sight = interop.Sight(formats.seen())
         if action == "hold":
-            wrong = interop.hold(sight, take_over=units == [binfmt_d.UNIT])
+            wrong = interop.hold(sight, units == [binfmt_d.UNIT], any(map(registers_interop, units)))
+        elif action == "settle":
+            wrong = interop.settle(sight)
+        elif any(map(registers_interop, units)) and not table.inode(interop.NAME) and table.inode(interop.stand_in()):
+            wrong = ""  # That is still to come. If it does not, settle restores it.
         else:
-            wrong = interop.restore(sight) if action == "restore" else interop.settle(sight)
+            wrong = interop.restore(sight)
         if wrong:
             tell(f"{wrong}: restored", 0)
         take_notes(action, units, environ, sight)
@@ -72,6 +77,16 @@ def run(args: "list[str]", environ: "dict[bytes, bytes]") -> int:
     except OSError as e:
         return tell(f"cannot change {e.filename or f'{table.DIRECTORY} or {notes.DIRECTORY}'}: {e.strerror}", 1)
     return 0
+
+
+def registers_interop(unit: str) -> bool:
+    """Whether a service has a drop-in of the administrator's that registers WSLInterop.
+
+    Many people have been advised to do so. It would fail, and with it the service,
+    if WSLInterop were there: it expects that the service has emptied the table.
+    """
+    directory = f"{DROP_INS}/{unit}.d"
+    return any(interop.NAME.encode() in binfmt_d.read(f"{directory}/{name}") for name in binfmt_d.listdir(directory))
 
 
 def take_notes(action: str, units: "list[str]", environ: "dict[bytes, bytes]", sight: interop.Sight) -> None:

@@ -111,9 +111,10 @@ def restore(sight: Sight) -> str:
         return _restore(sight)
 
 
-def hold(sight: Sight, take_over: bool = False) -> str:
+def hold(sight: Sight, take_over: bool = False, remove: bool = False) -> str:
     """Make WSL answer whatever becomes of WSLInterop, until restore() or HOLD_MAX.
 
+    remove: whether to remove it, for somebody who is going to register it.
     take_over: whether to do so with rules of binfmt.d, as binfmt_d.take_over().
     The stand-in is disabled if WSLInterop is, which is how restore() knows that
     an administrator did so. Returns and raises as restore() does.
@@ -129,6 +130,8 @@ def hold(sight: Sight, take_over: bool = False) -> str:
                 table.disable(stand_in())
 
         go_first()
+        if remove:
+            table.remove(NAME)
         if take_over:
             binfmt_d.take_over(is_ours, WINDOWS, go_first)
         return wrong

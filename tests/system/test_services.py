@@ -115,6 +115,23 @@ def test_a_refused_rule(any_vm: Vm, boot: Boot) -> None:
     assert "/etc/binfmt.d/bad.conf:1: " in distro.journal(SYSTEMD_BINFMT)
 
 
+@pytest.mark.parametrize("setting", ["ExecStart", "ExecStartPost"])
+@pytest.mark.parametrize("name", ["override", "wsl"])
+@pytest.mark.parametrize("rule", [":WSLInterop:M::MZ::/init:PF", ":WSLInterop:M::MZ::/init:P"])
+def test_beside_a_drop_in_that_registers_it(setting: str, name: str, rule: str, vm: Vm, boot: Boot) -> None:
+    """As many have been advised to have; it fails if the entry is there."""
+    drop_in = f"[Service]\n{setting}=/bin/sh -c 'echo {rule} >/proc/sys/fs/binfmt_misc/register'\n"
+    distro = boot(vm, files={f"/etc/systemd/system/{SYSTEMD_BINFMT}.d/{name}.conf": drop_in})
+    assert distro.wait_until_up() == "running"
+    with distro.launching() as launches:
+        for _ in range(5):
+            distro.systemctl("restart", SYSTEMD_BINFMT)
+            assert vm.entry("WSLInterop")
+        assert eventually(lambda: right(vm)) < 2
+    assert launches.failed == 0
+    assert distro.interop()
+
+
 def test_a_rule_in_a_file_of_the_longest_name(vm: Vm, boot: Boot) -> None:
     """It is the name of a file that is shown to the service as well."""
     long = {f"/etc/binfmt.d/{'m' * 250}.conf": ":long:M::long::/bin/true:\n"}

@@ -70,9 +70,10 @@ def test_not_left_out(runs: Runs, tmp_path: Path) -> None:
     """WSL's own drop-in, what somebody holds, and the end of booting are reasons."""
     override = tmp_path / f"run/systemd/generator/{UNIT}.d/override.conf"
     override.parent.mkdir()
-    override.touch()
+    override.write_text("[Service]\nExecStart=/bin/sh -c '(echo -1 > /proc/sys/fs/binfmt_misc/WSLInterop)'\n")
     assert runs("hold", QEMU) == f"hold {UNIT}"
-    override.unlink()
+    override.write_text("[Service]\nNice=1\n")
+    assert runs("hold", QEMU) == ""
     (tmp_path / f"proc/sys/fs/binfmt_misc/{interop.stand_in()}").touch()
     assert runs("hold", QEMU) == ""
     assert runs("restore", QEMU) == f"restore {UNIT}"
