@@ -21,7 +21,7 @@ help:
 SCDOC := $(shell command -v scdoc 2>/dev/null)
 PAGES = build/man/wsl-binfmt-generator.8 build/man/wsl-binfmt.1
 UNITS = $(wildcard units/*.*)
-SCRIPTS = units/at-boot units/restore
+SCRIPTS = units/without-python units/restore
 LIB = $(DESTDIR)$(PREFIX)/lib
 
 FILES = $(LIB)/systemd/system-generators/wsl-binfmt-generator $(DESTDIR)$(PREFIX)/bin/wsl-binfmt $(LIB)/wsl-binfmt-generator \

@@ -100,7 +100,7 @@ def take_notes(action: str, units: "list[str]", environ: "dict[bytes, bytes]", s
             formats.note(units[0])
     if action == "settle":
         formats.note_boot()
-    # What another entry is there for was our doing then; the first note ends the boot, for units/at-boot.
+    # What another entry is there for was our doing then; the first note ends the boot, for units/without-python.
     if not sight.replaced and (action == "settle" or formats.seen()):
         formats.saw(sight.inode)
     if action == "settle":

@@ -52,7 +52,7 @@ def note(unit: str, all_taken: bool = False) -> None:
 
 
 def note_boot() -> None:
-    """Note the formats of the service that units/at-boot has not noted, to boot faster; raises OSError."""
+    """Note the formats of the service that units/without-python has not noted, to boot faster; raises OSError."""
     unit = binfmt_d.UNIT
     if notes.read(interop.NAME) is not None or notes.read(unit) is not None:
         return

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from typing import TYPE_CHECKING, Callable
@@ -17,7 +18,7 @@ from wsl_binfmt import binfmt_d, interop, notes, table
 if TYPE_CHECKING:
     from pathlib import Path
 
-SCRIPT = (support.TREE / "units/at-boot").read_text()
+SCRIPT = (support.TREE / "units/without-python").read_text()
 UNIT = "systemd-binfmt.service"
 QEMU = rb":qemu-arm:M::\x7fELF\x01:\xff\xff\xff\xff\xff:/usr/bin/qemu-arm:F"
 PYTHON = rb":python3.13:M::\xf3\x0d\x0d\x0a::/usr/bin/python3.13:"
@@ -35,11 +36,12 @@ def runs(tmp_path: Path) -> Runs:
     command.chmod(0o755)
     script = re.sub(r'(?<=[ "])/(?=etc/|lib/|proc/|run/|usr/)', f"{tmp_path}/", SCRIPT)
 
-    def do(action: str, text: bytes = b"") -> str:
+    def do(action: str, text: bytes = b"", **environment: str) -> str:
         (tmp_path / "etc/binfmt.d/x.conf").write_bytes(text)
         done = subprocess.run(
-            ["sh", "-c", script, "at-boot", action, UNIT],
+            ["sh", "-c", script, "without-python", action, UNIT],
             check=True,
+            env={"PATH": os.environ["PATH"], **environment},
             capture_output=True,
             text=True,
             timeout=support.TIMEOUT,
@@ -163,6 +165,17 @@ def test_nothing_is_left_out_that_matters(runs: Runs, text: bytes) -> None:
         found = table.parse(said)
         assert not said or not found.may_match(interop.WINDOWS) or (found.magic is None and b"\nmask " in said)
         assert not interop.is_ours(binfmt_d._name(rule))
+
+
+def test_stopped(runs: Runs, tmp_path: Path) -> None:
+    """After a stop there is nothing to do but to forget the formats; after a failure there may be."""
+    noted = [tmp_path / "run/wsl-binfmt" / name for name in (UNIT, interop.NAME)]
+    for note in noted:
+        note.touch()
+    assert runs("restore", SERVICE_RESULT="exit-code") == f"restore {UNIT}"
+    assert runs("restore", SERVICE_RESULT="success") == ""
+    assert [note.exists() for note in noted] == [False, True]
+    assert runs("hold", SERVICE_RESULT="success") == f"hold {UNIT}"
 
 
 def test_note(runs: Runs) -> None:
