@@ -138,12 +138,17 @@ def _register(rule: bytes, go_first: "Callable[[], None]") -> bool:
 
 
 def _read() -> "dict[str, tuple[str, bytes]]":
-    """Read the files that count: directory and text, by name, in systemd's order."""
+    """Read the files that count: directory and text, by name, in systemd's order.
+
+    One that cannot be read is left to systemd-binfmt, for its error message.
+    """
     files: "dict[str, tuple[str, bytes]]" = {}
     for directory in DIRECTORIES:
         for name in listdir(ROOT + directory):
             if name.endswith(".conf") and name[0] != "." and name not in files:
-                files[name] = directory, read(f"{ROOT}{directory}/{name}")
+                text = read(f"{ROOT}{directory}/{name}")
+                if text is not None:
+                    files[name] = directory, text
     return dict(sorted(files.items()))
 
 
@@ -163,14 +168,14 @@ def _show(files: "dict[str, bytes]") -> None:
         notes.rename(unfinished, VIEW)
 
 
-def read(path: str) -> bytes:
-    """Read a file, the first FILE_MAX bytes of it; none if it cannot be read."""
+def read(path: str) -> "bytes | None":
+    """Read a file, the first FILE_MAX bytes of it; None if it cannot be read."""
     try:
         # Neither waits for a FIFO nor reads a device to its end.
         with open(posix.open(path, posix.O_NONBLOCK), "rb") as file:
             return file.read(FILE_MAX) or b""
     except OSError:
-        return b""
+        return None
 
 
 def listdir(directory: str) -> "list[str]":

@@ -86,7 +86,8 @@ def registers_interop(unit: str) -> bool:
     if WSLInterop were there: it expects that the service has emptied the table.
     """
     directory = f"{DROP_INS}/{unit}.d"
-    return any(interop.NAME.encode() in binfmt_d.read(f"{directory}/{name}") for name in binfmt_d.listdir(directory))
+    texts = (binfmt_d.read(f"{directory}/{name}") for name in binfmt_d.listdir(directory))
+    return any(text and interop.NAME.encode() in text for text in texts)
 
 
 def take_notes(action: str, units: "list[str]", environ: "dict[bytes, bytes]", sight: interop.Sight) -> None:

@@ -327,6 +327,16 @@ def test_hidden_file(formats: kernel.Table, rules: Callable[..., None]) -> None:
     assert "wine" not in table.names()
 
 
+def test_unreadable_file(formats: kernel.Table, rules: Callable[..., None], tmp_path: Path) -> None:
+    """One that cannot be read is left to systemd-binfmt, which says so: it is not shown as an empty one."""
+    formats.add(kernel.WSL)
+    rules(WINE)
+    (tmp_path / "root/etc/binfmt.d/y.conf").symlink_to("nowhere")
+    (tmp_path / "root/etc/binfmt.d/z.conf").mkdir()
+    interop.hold(interop.Sight(), take_over=True)
+    assert view(formats) == {"x.conf": [b""]}
+
+
 def test_view_is_renewed(formats: kernel.Table, rules: Callable[..., None]) -> None:
     """What was shown before does not stay when the rule is gone."""
     formats.add(kernel.WSL)
