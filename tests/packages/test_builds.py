@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -26,11 +26,9 @@ PACKAGING = bed.TREE / "packaging"
 VERSION = re.findall('^VERSION = "(.*)"$', (bed.TREE / "generator/wsl-binfmt-generator").read_text(), re.MULTILINE)[0]
 
 
-def run(*args: str | Path, **options: object) -> str:
+def run(*args: str | Path, **options: Any) -> str:
     """Run a command; returns what it printed, on both channels."""
-    done = subprocess.run(  # type: ignore[call-overload]
-        args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **options
-    )
+    done = subprocess.run(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **options)
     assert done.returncode == 0, done.stdout
     return str(done.stdout)
 

@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -139,7 +139,11 @@ class Vm:
             self.cgroup.mkdir()
             stack.callback(remove_cgroup, self.cgroup)
             self.tree = self.directory / "installed"
-            subprocess.run(["make", "--quiet", "-C", TREE, "install", f"DESTDIR={self.tree}"], check=True)
+            subprocess.run(
+                ["make", "--quiet", "-C", TREE, "install", f"DESTDIR={self.tree}"],
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
             wipe(self.table)
             self.register(WSL_INTEROP)
             self._stack = stack.pop_all()
@@ -177,9 +181,9 @@ class Vm:
         """Write to a file of the table, as root in the VM may."""
         (self.table / name).write_text(text)
 
-    def distro(self, **options: object) -> Distro:
+    def distro(self, **options: Any) -> Distro:
         """Make a distro of this VM; see Distro for the options."""
-        return Distro(self, **options)  # type: ignore[arg-type]
+        return Distro(self, **options)
 
 
 class Distro:

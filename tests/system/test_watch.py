@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.system
 
 RIVAL = ":wine:M::MZ::/bin/true:"
+OURS = {"/etc/binfmt.d/ours.conf": ":ours:M::ours::/bin/true:\n"}
 NO_BINFMT_D = {"/usr/lib/systemd/system/systemd-binfmt.service": "-> /dev/null"}
 # Where binfmt.d of the machine around it is not to count.
 NO_BINFMT_D_OF_USR = {f"/etc/binfmt.d/{path.name}": "" for path in Path("/usr/lib/binfmt.d").glob("*.conf")}
@@ -98,7 +99,7 @@ def test_formats_of_the_distro_come_back(any_vm: Vm, boot: Boot) -> None:
     distro = boot(
         any_vm,
         files={
-            "/etc/binfmt.d/ours.conf": ":ours:M::ours::/bin/true:\n",
+            **OURS,
             "/var/lib/binfmts/theirs": "theirs\nmagic\n0\ntheirs\n\n/bin/true\n\n\n\n\n",
             **bed.BINFMT_SUPPORT,
         },
@@ -131,9 +132,6 @@ def late_boot(seconds: float) -> dict[str, str]:
         f"Before=sysinit.target\n[Service]\nType=oneshot\nExecStart=/bin/sleep {seconds}\n",
         "/etc/systemd/system/sysinit.target.wants/late.service": "-> ../late.service",
     }
-
-
-OURS = {"/etc/binfmt.d/ours.conf": ":ours:M::ours::/bin/true:\n"}
 
 
 def test_losses_while_booting(vm: Vm, boot: Boot) -> None:
@@ -279,6 +277,21 @@ def test_a_repair_that_cannot_succeed_does_not_spin(vm: Vm, boot: Boot) -> None:
     time.sleep(0.5)
     assert distro.journal("wsl-binfmt-restore.service").count("/init cannot be run") == said
     assert distro.wait_until_up() == "running"
+
+
+def inotify_instances(distro: Distro) -> int:
+    """How many its systemd has."""
+    links = [descriptor.readlink() for descriptor in Path(f"/proc/{distro.pid}/fd").iterdir()]
+    return links.count(Path("anon_inode:inotify"))
+
+
+def test_inotify_instances(vm: Vm, boot: Boot) -> None:
+    """The watch takes one: twenty distros share what the kernel gives to root."""
+    with vm.distro(installed=False) as other:
+        before = inotify_instances(other)
+    distro = boot(vm)
+    eventually(lambda: quiet(distro))
+    assert inotify_instances(distro) == before + 1
 
 
 def test_twenty_distros(vm: Vm, boot: Boot) -> None:
