@@ -24,9 +24,12 @@ UNITS = $(wildcard units/*.*)
 SCRIPTS = units/without-python units/restore
 LIB = $(DESTDIR)$(PREFIX)/lib
 
+# Where a page goes, by its section.
+man_dir = $(DESTDIR)$(PREFIX)/share/man/man$(subst .,,$(suffix $(1)))
+# What `uninstall` removes of what `install` puts there.
 FILES = $(LIB)/systemd/system-generators/wsl-binfmt-generator $(DESTDIR)$(PREFIX)/bin/wsl-binfmt $(LIB)/wsl-binfmt-generator \
 	$(UNITS:units/%=$(LIB)/systemd/system/%) \
-	$(foreach page,$(PAGES),$(DESTDIR)$(PREFIX)/share/man/man$(subst .,,$(suffix $(page)))/$(notdir $(page)))
+	$(foreach page,$(PAGES),$(call man_dir,$(page))/$(notdir $(page)))
 
 install: $(if $(SCDOC),$(PAGES))
 	install -D -m 755 -t $(LIB)/systemd/system-generators generator/wsl-binfmt-generator
@@ -35,7 +38,7 @@ install: $(if $(SCDOC),$(PAGES))
 	install -D -m 755 -t $(LIB)/wsl-binfmt-generator $(SCRIPTS)
 	install -D -m 644 -t $(LIB)/wsl-binfmt-generator/wsl_binfmt generator/wsl_binfmt/*.py
 	install -D -m 644 -t $(LIB)/systemd/system $(UNITS)
-	$(foreach page,$(if $(SCDOC),$(PAGES)),install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man$(subst .,,$(suffix $(page))) $(page) &&) :
+	$(foreach page,$(if $(SCDOC),$(PAGES)),install -D -m 644 -t $(call man_dir,$(page)) $(page) &&) :
 	sed -i -e 's/@VERSION@/$(VERSION)/' \
 		-e 's,/usr/\(bin/wsl-binfmt\|lib/wsl-binfmt-generator\|lib/systemd/system/\|lib/systemd/system-generators/\),$(PREFIX)/\1,g' \
 		$(DESTDIR)$(PREFIX)/bin/wsl-binfmt \

@@ -36,6 +36,7 @@ wsl_binfmt_goes() {
         if [ -h /run/systemd/generator/sysinit.target.wants/wsl-binfmt-restore.path ]; then
                 wsl-binfmt restore || :
         fi
+        # By patterns: a unit that is named and never was there is an error for systemctl.
         systemctl reset-failed 'wsl-binfmt-*' 'proc-sys-fs-binfmt_misc-status.moun[t]' || :
 }
 
