@@ -57,7 +57,7 @@ uninstall:
 	. packaging/takes-effect.sh; $(if $(DESTDIR),,wsl_binfmt_goes;) rm -rf $(FILES) $(if $(DESTDIR),,; wsl_binfmt_is_gone)
 
 # What boots in the test bed is an overlay of this machine's root.
-BED_DEPENDS = systemd systemd-sysv dbus binfmt-support gcc libc6-dev util-linux
+BED_DEPENDS = python3 systemd systemd-sysv dbus binfmt-support gcc libc6-dev util-linux
 TEST_DEPENDS = $(BED_DEPENDS) mmdebstrap python3-venv qemu-user-static strace
 
 demo: DEPENDS = $(BED_DEPENDS)
