@@ -92,12 +92,13 @@ depends:
 .PHONY: depends man dist deb rpm arch check-packages
 
 RELEASE = wsl-binfmt-generator-$(VERSION)
-# The day of the release, so that what is built twice is the same.
-SOURCE_DATE_EPOCH ?= $(shell date -u -d "$$(sed -n 's/^## .* (\(.*\))$$/\1/p' CHANGELOG.md | head -n 1)" +%s)
+# The day of the release, so that what is built on any day is the same. It is not taken from the
+# environment: makepkg sets SOURCE_DATE_EPOCH to the time of the build.
+RELEASED := $(shell date -u -d "$$(sed -n 's/^## .* (\(.*\))$$/\1/p' CHANGELOG.md | head -n 1)" +%s)
 # What this `make` was given, such as DESTDIR, is not for the one that a package runs.
 BUILD = env -u MAKEFLAGS -u MFLAGS
 DEB_DEPENDS = build-essential debhelper dh-python scdoc
-PACKAGING_DEPENDS = $(DEB_DEPENDS) libarchive-tools lintian makepkg mandoc pacman-package-manager rpm shellcheck
+PACKAGING_DEPENDS = $(DEB_DEPENDS) faketime libarchive-tools lintian makepkg mandoc pacman-package-manager rpm shellcheck
 
 man: $(PAGES)
 
@@ -105,7 +106,7 @@ man: $(PAGES)
 # title in lower case.
 build/man/%: man/%.scd CHANGELOG.md generator/wsl-binfmt-generator
 	mkdir -p $(@D)
-	sed 's/@VERSION@/$(VERSION)/' $< | SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) scdoc >$@.tmp
+	sed 's/@VERSION@/$(VERSION)/' $< | SOURCE_DATE_EPOCH=$(RELEASED) scdoc >$@.tmp
 	sed -E '/^\.TH /s/"[^"]*"/\U&/;:a;/^\.S[HS] /{n;/^\.PP?$$/d};/^\.PP?$$/{$$d;N;/\n\.(S[HS] |PP?$$)/{s/^[^\n]*\n//;ba};s/^(.*)\n(\.RE)$$/\2\n\1/;P;D}' $@.tmp >$@
 	rm $@.tmp
 
@@ -118,7 +119,7 @@ dist:
 		python3 -IS debian-changelog $(VERSION) <../CHANGELOG.md >debian/changelog && \
 		sed -i 's/@VERSION@/$(VERSION)/' rpm/wsl-binfmt-generator.spec arch/PKGBUILD && \
 		sed -i -e '/^# include/{r takes-effect.sh' -e 'd}' arch/wsl-binfmt-generator.install
-	tar -c -C build/dist --sort=name --mtime=@$(SOURCE_DATE_EPOCH) --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX \
+	tar -c -C build/dist --sort=name --mtime=@$(RELEASED) --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX \
 		$(RELEASE) | gzip -9 -n >dist/$(RELEASE).tar.gz
 
 deb: DEPENDS = $(DEB_DEPENDS)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
 
-PACKAGING_TOOLS = ("dh", "dh_python3", "lintian", "makepkg", "mandoc", "rpmbuild", "scdoc", "shellcheck")
+PACKAGING_TOOLS = ("dh", "dh_python3", "faketime", "lintian", "makepkg", "mandoc", "rpmbuild", "scdoc", "shellcheck")
 
 # A __pycache__ beside the generator would be installed with it.
 sys.dont_write_bytecode = True

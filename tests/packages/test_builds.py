@@ -88,15 +88,29 @@ def test_nothing_where_it_must_not_be(release: Path, tmp_path: Path) -> None:
         assert len(compiled) == (0 if kind == "deb" else len(modules))
 
 
-def test_built_again_they_are_the_same(release: Path, tmp_path: Path, clone: Clone, make: Make) -> None:
-    """From a clone and from an unpacked release, elsewhere, in another time zone and with another umask."""
-    (tmp_path / "release").mkdir()
-    run("tar", "-x", "--strip-components=1", "-f", built(release, f"*-{VERSION}.tar.gz"), cwd=tmp_path / "release")
-    environment = {**os.environ, "TZ": "Asia/Tokyo", "LC_ALL": "C.UTF-8"}
-    for tree in clone(tmp_path / "clone"), tmp_path / "release":
-        make(tree, "deb", umask=0o077, env=environment)
-        for pattern in "*.deb", f"*-{VERSION}.tar.gz":
-            assert built(tree, pattern).read_bytes() == built(release, pattern).read_bytes(), (tree, pattern)
+@pytest.mark.parametrize("tree", ["clone", "release"])
+def test_built_elsewhere_they_are_the_same(release: Path, tmp_path: Path, clone: Clone, make: Make, tree: str) -> None:
+    """From a clone and from an unpacked release: in another folder, time zone and locale, with another umask."""
+    path = tmp_path / tree
+    if tree == "clone":
+        clone(path)
+    else:
+        path.mkdir()
+        run("tar", "-x", "--strip-components=1", "-f", built(release, f"*-{VERSION}.tar.gz"), cwd=path)
+    make(path, "deb", umask=0o077, env={**os.environ, "TZ": "Asia/Tokyo", "LC_ALL": "C.UTF-8"})
+    for pattern in "*.deb", f"*-{VERSION}.tar.gz":
+        assert built(path, pattern).read_bytes() == built(release, pattern).read_bytes()
+
+
+def test_built_on_another_day_they_are_the_same(release: Path, tmp_path: Path, clone: Clone) -> None:
+    """Years later, all that the three packages install is the same, and so is all of the Debian one."""
+    tree = clone(tmp_path / "tree")
+    run("faketime", "2031-07-01 12:00:00", "make", "--silent", "-C", tree, "deb", "rpm", "arch")
+    for pattern in "*.deb", f"*-{VERSION}.tar.gz":
+        assert built(tree, pattern).read_bytes() == built(release, pattern).read_bytes()
+    for kind in "rpm", "arch":
+        later, before = unpacked(tree, tmp_path / f"{kind}-later", kind), unpacked(release, tmp_path / kind, kind)
+        assert files(later) == files(before)
 
 
 def test_the_deb_alone_is_built_by_the_usual_command(release: Path, tmp_path: Path) -> None:

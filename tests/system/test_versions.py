@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,8 +30,10 @@ MERGED_USR = {"bullseye": ["--setup-hook=/usr/share/mmdebstrap/hooks/merged-usr/
 
 @pytest.fixture(scope="session", params=SUITES)
 def root(request: pytest.FixtureRequest) -> Path:
-    """The root file system of a Debian suite, made once on a machine."""
+    """The root file system of a Debian suite, made once on a machine; that of sid, which moves on, once a day."""
     path: Path = bed.TREE / "build" / "roots" / request.param
+    if request.param == "sid" and path.exists() and path.stat().st_ctime < time.time() - 24 * 3600:
+        shutil.rmtree(path)
     if not path.exists():
         unfinished = path.with_suffix(".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
