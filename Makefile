@@ -20,8 +20,7 @@ help:
 # Without scdoc there are no man pages, so that trying this out takes nothing but Python.
 SCDOC := $(shell command -v scdoc 2>/dev/null)
 PAGES = build/man/wsl-binfmt-generator.8 build/man/wsl-binfmt.1
-UNITS = $(wildcard units/*.*)
-SCRIPTS = units/without-python units/restore
+UNITS = $(wildcard units/*.mount units/*.service)
 LIB = $(DESTDIR)$(PREFIX)/lib
 
 # Where a page goes, by its section.
@@ -34,8 +33,8 @@ FILES = $(LIB)/systemd/system-generators/wsl-binfmt-generator $(DESTDIR)$(PREFIX
 install: $(if $(SCDOC),$(PAGES))
 	install -D -m 755 -t $(LIB)/systemd/system-generators generator/wsl-binfmt-generator
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin generator/wsl-binfmt
-	install -D -m 644 -t $(LIB)/wsl-binfmt-generator units/status
-	install -D -m 755 -t $(LIB)/wsl-binfmt-generator $(SCRIPTS)
+	install -D -m 644 -t $(LIB)/wsl-binfmt-generator units/status units/WSLInterop.conf
+	install -D -m 755 -t $(LIB)/wsl-binfmt-generator generator/service-hook
 	install -D -m 644 -t $(LIB)/wsl-binfmt-generator/wsl_binfmt generator/wsl_binfmt/*.py
 	install -D -m 644 -t $(LIB)/systemd/system $(UNITS)
 	$(foreach page,$(if $(SCDOC),$(PAGES)),install -D -m 644 -t $(call man_dir,$(page)) $(page) &&) :
@@ -43,7 +42,7 @@ install: $(if $(SCDOC),$(PAGES))
 		-e 's,/usr/\(bin/wsl-binfmt\|lib/wsl-binfmt-generator\|lib/systemd/system/\|lib/systemd/system-generators/\),$(PREFIX)/\1,g' \
 		$(DESTDIR)$(PREFIX)/bin/wsl-binfmt \
 		$(LIB)/systemd/system-generators/wsl-binfmt-generator \
-		$(SCRIPTS:units/%=$(LIB)/wsl-binfmt-generator/%) \
+		$(LIB)/wsl-binfmt-generator/service-hook \
 		$(LIB)/wsl-binfmt-generator/wsl_binfmt/command.py \
 		$(UNITS:units/%=$(LIB)/systemd/system/%) \
 		$(if $(SCDOC),$(DESTDIR)$(PREFIX)/share/man/man?/wsl-binfmt*)

@@ -95,11 +95,15 @@ def any_vm(request: pytest.FixtureRequest) -> Iterator[bed.Vm]:
 
 @pytest.fixture
 def boot() -> Iterator[Callable[..., bed.Distro]]:
-    """Boot a distro: `distro = boot(vm, files=...)`; it ends with the test."""
+    """Boot a distro: `distro = boot(vm, files=...)`; it ends with the test.
+
+    start_limit=False is for a test that restarts the two services in a loop.
+    """
     with contextlib.ExitStack() as stack:
 
-        def do(vm: bed.Vm, **options: Any) -> bed.Distro:
-            options["files"] = {**bed.NO_START_LIMIT, **options.get("files", {})}
+        def do(vm: bed.Vm, *, start_limit: bool = True, **options: Any) -> bed.Distro:
+            if not start_limit:
+                options["files"] = {**bed.NO_START_LIMIT, **options.get("files", {})}
             return stack.enter_context(vm.distro(**options))
 
         yield do

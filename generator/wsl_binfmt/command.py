@@ -3,111 +3,117 @@
 
 import posix
 import sys
+import time
 
-from wsl_binfmt import binfmt_d, formats, interop, notes, table
+from wsl_binfmt import formats, interop, table, watch
 
 NAME = "wsl-binfmt"
 VERSION = "@VERSION@"
-USAGE = f"usage: {NAME} restore|hold|settle [UNIT]"
+USAGE = f"usage: {NAME} restore"
 HELP = f"""{USAGE}
 
-Keep Windows programs starting in this WSL distro. systemd runs this by what
-wsl-binfmt-generator(8) writes; run by hand, as root, it does the same.
+Keep Windows programs starting in this WSL distro.
 
-  restore         put WSLInterop first in the kernel's table again, if it is not
-  hold            restore, and keep a second entry beside WSLInterop until the
-                  next restore, for a second at most
-  settle          wait until no second entry is held, restore until nothing is
-                  wrong, and have services register formats that they lost
-  UNIT            the service that is started: hold registers those rules of its
-                  that would outrank WSL, restore notes its formats
+  restore         as root: put WSLInterop first in the kernel's table again, if
+                  it is not; switch the table on, if somebody switched it off
   -h, --help      show this text
   --version       show the version
 
 Exit status: 0 Windows programs start, or that is not for this command;
 1 they may not; 2 wrong arguments."""
 
-ACTIONS = ("restore", "hold", "settle")
-# What the generator wrote last: the decision is its own. It writes this file
-# only if this is a WSL distro whose user wants Windows programs.
-DECISION = "/run/systemd/generator/sysinit.target.wants/wsl-binfmt-restore.path"
-DROP_INS = "/etc/systemd/system"
-INIT = "/init"
+# What a service has done, when service-hook runs this.
+CHANGES = ("started", "failed", "stopped")
 ST_RDONLY = 1  # statvfs(3)
+# Runs as root in mounts of its own, in which nothing is mounted over the table's `status`.
+SWITCH_ON = """\
+mount --bind "$0" "$0" || exit
+read -r state <"$0/status"
+[ "$state" = disabled ] && echo 1 >"$0/status" && exit 3
+exit 0
+"""
 
 
-def run(args: "list[str]", environ: "dict[bytes, bytes]") -> int:
-    """Run the command; returns its exit status.
-
-    args: what follows the program's name. environ: as in `posix.environ`.
-    """
+def run(args: "list[str]") -> int:
+    """Run the command; `args` follow the program's name. Returns the exit status."""
     if args in (["-h"], ["--help"]):
         return say(HELP, 0, out=1)
     if args == ["--version"]:
         return say(f"{NAME} {VERSION}", 0, out=1)
-    action, *units = args or [""]
-    if action not in ACTIONS or units not in ([], *([unit] for unit in formats.SOURCES)):
-        return say(USAGE, 2)
-    # A person may be anywhere, and the watch goes on when /etc/wsl.conf has been
-    # changed. What drop-ins run goes with them; it must not depend on a file that
-    # is gone for a moment in a daemon-reload.
-    if (action == "settle" or b"INVOCATION_ID" not in environ) and not exists(DECISION):
-        return tell("not a WSL distro, or switched off in /etc/wsl.conf: nothing to do", 0)
     try:
-        if not exists(f"{table.DIRECTORY}/register"):
-            return tell(f"{table.DIRECTORY} is not mounted: nothing to do", 0)
-        if posix.statvfs(table.DIRECTORY).f_flag & ST_RDONLY:
-            return tell(f"{table.DIRECTORY} is read-only: nothing to do", 0)
-        if not posix.access(INIT, posix.X_OK):
-            return tell(f"{INIT} cannot be run, it is what starts Windows programs; is this WSL?", 1)
-        sight = interop.Sight(formats.seen())
-        if action == "hold":
-            wrong = interop.hold(sight, units == [binfmt_d.UNIT], any(map(registers_interop, units)))
-        elif action == "settle":
-            wrong = interop.settle(sight)
-        elif any(map(registers_interop, units)) and not table.inode(interop.NAME) and table.inode(interop.stand_in()):
-            wrong = ""  # That is still to come. If it does not, settle restores it.
-        else:
-            wrong = interop.restore(sight)
-        if wrong:
-            tell(f"{wrong}: restored", 0)
-        take_notes(action, units, environ, sight)
+        if args == ["restore"]:
+            return restore()
+        # What only our units run: wsl-binfmt.service, and the two services by service-hook.
+        if args == ["watch"]:
+            watch.Watch(lambda message: tell(message, 0)).run()
+            return 0
+        if len(args) in (2, 3) and args[0] in CHANGES and args[1] in formats.SERVICES:
+            return after_change(args[0], args[1], "".join(args[2:]))
     except PermissionError:
         return tell(f"may not change {table.DIRECTORY}, run this as root", 1)
     except OSError as e:
-        return tell(f"cannot change {e.filename or f'{table.DIRECTORY} or {notes.DIRECTORY}'}: {e.strerror}", 1)
+        return tell(f"cannot change {e.filename or table.DIRECTORY}: {e.strerror}", 1)
+    say(USAGE, 2)
+    return tell("what is to be done?" if not args else f"not understood: {' '.join(args)}", 2)
+
+
+def restore() -> int:
+    """Do by hand what the watch does: wait until nobody holds a stand-in, and repair what is wrong. Raises OSError."""
+    if not exists(watch.WANTED):
+        return tell("not a WSL distro, or switched off in /etc/wsl.conf: nothing to do", 0)
+    if not exists(f"{table.DIRECTORY}/register"):
+        return tell(f"{table.DIRECTORY} is not mounted: nothing to do", 0)
+    if posix.statvfs(table.DIRECTORY).f_flag & ST_RDONLY:
+        return tell(f"{table.DIRECTORY} is read-only: nothing to do", 0)
+    if not posix.access(interop.INIT, posix.X_OK):
+        return tell(interop.NO_INIT, 1)
+    inode, disabled = interop.recall()
+    known = interop.Interop(inode, disabled=disabled)
+    while True:
+        wrong = known.repair()
+        if wrong:
+            tell(f"{wrong}: restored", 0)
+        finding = known.look(table.entries())
+        if not finding.held_until:
+            break
+        time.sleep(0.01)
+    if switch_on():
+        tell("the whole table was switched off (echo 0 >status): switched on", 0)
     return 0
 
 
-def registers_interop(unit: str) -> bool:
-    """Whether a service has a drop-in of the administrator's that registers WSLInterop.
+def switch_on() -> bool:
+    """Switch the table on, if somebody has switched it off; returns whether that was so. Raises OSError."""
+    # Not worth its memory in the watch.
+    import subprocess  # noqa: PLC0415
 
-    Many people have been advised to do so. It would fail, and with it the service,
-    if WSLInterop were there: it expects that the service has emptied the table.
+    done = subprocess.run(
+        ["unshare", "--mount", "--propagation=private", "sh", "-c", SWITCH_ON, table.DIRECTORY],
+        check=False,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if done.returncode not in (0, 3):
+        raise OSError(0, done.stderr.strip(), f"{table.DIRECTORY}/status")
+    return done.returncode == 3
+
+
+def after_change(action: str, service: str, stand_in: str) -> int:
+    """Do what is to be done after a service has changed the table; returns 0. Raises OSError.
+
+    action: of CHANGES. stand_in: what was held meanwhile; "" where
+    the user does not want WSLInterop.
     """
-    directory = f"{DROP_INS}/{unit}.d"
-    texts = (binfmt_d.read(f"{directory}/{name}") for name in binfmt_d.listdir(directory))
-    return any(text and interop.NAME.encode() in text for text in texts)
-
-
-def take_notes(action: str, units: "list[str]", environ: "dict[bytes, bytes]", sight: interop.Sight) -> None:
-    """Note what has been done, once that is done; and have services bring back what was lost. Raises OSError."""
-    interop.remember()
-    if action == "restore" and units:
-        # Of a stopped service; a failed one may have registered some.
-        if environ.get(b"SERVICE_RESULT") == b"success":
-            notes.forget(units[0])
-        else:
-            formats.note(units[0])
-    if action == "settle":
-        formats.note_boot()
-    # What another entry is there for was our doing then; the first note ends the boot, for units/without-python.
-    if not sight.replaced and (action == "settle" or formats.seen()):
-        formats.saw(sight.inode)
-    if action == "settle":
-        for unit in formats.bring_back(sight.replaced):
-            tell(f"{unit}: formats are missing, reloading it", 0)
-        formats.saw(sight.inode)
+    if stand_in and posix.access(interop.INIT, posix.X_OK):
+        inode, disabled = interop.recall()
+        wrong = interop.Interop(inode, disabled=disabled, release=[stand_in]).repair()
+        if wrong:
+            tell(f"{wrong}: restored", 0)
+    if action == "stopped":
+        formats.remove(service)
+    else:
+        formats.note_start(service, failed=action == "failed")
+    return 0
 
 
 def exists(path: str) -> bool:
@@ -136,7 +142,7 @@ def say(text: str, status: int, out: int = 2) -> int:
 def main() -> None:
     """Run the command with the arguments of this process, and end it."""
     try:
-        status = run(sys.argv[1:], posix.environ)
+        status = run(sys.argv[1:])
     except KeyboardInterrupt:
         status = 130
     except Exception as e:

@@ -1,127 +1,244 @@
 # SPDX-License-Identifier: MIT
-"""The other formats of this distro: which its services registered, and whether they are lost.
+"""The other formats of this distro: those that its two services have registered.
 
-A wipe by another distro takes them as well, and they come back by a reload of
-the service. That a format is missing does not tell a wipe: an administrator may
-have removed it, or the other service, which may have the same ones. After a
-wipe none is left, and WSLInterop is not the entry that it was either.
+They end with the service, and so with the distro: a format with the flag F keeps
+the file system of its interpreter in use. Those that a wipe of the table took
+come back, and those that another distro took along that had registered the same.
+Which ones they are is in a note for each service: stopping it, and a watch that
+starts anew, have to know. Nothing but the table itself tells who registered an
+entry, so service-hook lists it before and after each start.
 """
 
 import posix
 import time
 
-from wsl_binfmt import binfmt_d, interop, notes, table
+from wsl_binfmt import interop, notes, table
 
 TYPE_CHECKING = False  # in place of that of `typing`, whose import takes long
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from typing import Dict, Tuple
 
-TRIES_MAX = 3
-BRING_BACK_MAX = 1.0  # seconds
-SYSTEMCTL = "/usr/bin/systemctl"
+    # By the entry's name: the inode of its registration, and the rule to register it again.
+    Formats = Dict[str, Tuple[int, bytes]]
 
-
-def _imported() -> "set[str]":
-    """Names of the formats that update-binfmts(8) knows."""
-    return set(binfmt_d.listdir("/var/lib/binfmts"))
-
-
-# What each service registers, from where.
-SOURCES = {
-    binfmt_d.UNIT: binfmt_d.names,
-    "binfmt-support.service": _imported,
-}
+# systemd's order: a file hides those of the same name in later directories.
+BINFMT_D = "/etc/binfmt.d", "/run/binfmt.d", "/usr/local/lib/binfmt.d", "/usr/lib/binfmt.d", "/lib/binfmt.d"
+UPDATE_BINFMTS = "/var/lib/binfmts"
+FILE_MAX = 1 << 20  # bytes
+# Whoever wiped the table may be about to register formats of the same names, and would fail if they
+# were there. So they are brought back when nothing has changed for a while.
+QUIET = 0.05  # seconds
+QUIET_MAX = 0.5  # seconds: the longest wait for that
 
 
-def note(unit: str, all_taken: bool = False) -> None:
-    """Note the formats that a service has in the table, after its start; raises OSError.
-
-    all_taken: whether the kernel took all. One that it took then, or that was
-    noted before, and is not there now was lost again meanwhile, or cannot be
-    registered any more: it counts as lost for TRIES_MAX starts.
-    """
-    tries, before = _read(unit)
-    now = {name: table.inode(name) for name in SOURCES[unit]()}
-    if all_taken:
-        before = now
-    tries = tries + 1 if any(now.get(name) == 0 for name in before) else 0
-    if tries > TRIES_MAX:
-        tries = 0
-    kept = {name: inode for name, inode in now.items() if inode or (tries and name in before)}
-    _write(unit, tries, kept)
+def rules(service: str) -> "dict[str, bytes]":
+    """List what a service registers: names of entries, each with its rule; b"" if its files have no rules."""
+    if service == "systemd-binfmt.service":
+        found = {rule[1:].split(rule[:1], 1)[0]: rule for rule in _rules_of_binfmt_d()}
+    else:
+        found = {name.encode(errors="surrogateescape"): b"" for name in _listdir(UPDATE_BINFMTS)}
+    names = {name.decode(errors="surrogateescape"): rule for name, rule in found.items()}
+    return {name: rule for name, rule in names.items() if not interop.is_ours(name)}
 
 
-def note_boot() -> None:
-    """Note the formats of the service that units/without-python has not noted, to boot faster; raises OSError."""
-    unit = binfmt_d.UNIT
-    if notes.read(interop.NAME) is not None or notes.read(unit) is not None:
-        return
-    active = _systemctl("is-active", "--quiet", unit)
-    # A failed one may have registered some.
-    if active or _systemctl("is-failed", "--quiet", unit):
-        note(unit, all_taken=active)
+SERVICES = ("systemd-binfmt.service", "binfmt-support.service")
 
 
-def seen() -> int:
-    """The inode that WSLInterop had when saw() noted it; 0 if that has not been."""
-    return _read(interop.NAME)[0]
-
-
-def saw(inode: int) -> None:
-    """Note the inode of WSLInterop; raises OSError."""
-    if seen() != inode:
-        _write(interop.NAME, inode, {})
-
-
-def lost(wiped: bool) -> "list[str]":
-    """List the services that are to register their formats again; wiped: whether all have been removed."""
-    units = []
-    for unit in SOURCES:
-        tries, names = _read(unit)
-        now = {name: table.inode(name) for name in names} if wiped else {}
-        # None is the same, and one is missing: that others have registered the
-        # same names is no loss, and to answer that would never end.
-        if tries or (0 in now.values() and not any(now[name] == inode for name, inode in names.items())):
-            units.append(unit)
-    return units
-
-
-def bring_back(wiped: bool) -> "Iterator[str]":
-    """Have the services with lost formats register them again; yields each once.
-
-    wiped: as for lost(). One that is starting or stopping is left alone, so
-    this goes on until nothing is lost, or for BRING_BACK_MAX. Raises OSError.
-    """
-    told = set()
-    for _ in range(10):
-        units = lost(wiped)
-        if not units:
-            break
-        for unit in units:
-            # A refused rule makes the service fail; the other rules count.
-            verb = "restart" if _systemctl("is-failed", "--quiet", unit) else "try-reload-or-restart"
-            if _systemctl("--no-block", verb, unit) and unit not in told:
-                told.add(unit)
-                yield unit
-        time.sleep(BRING_BACK_MAX / 10)
-
-
-def _systemctl(*args: str) -> bool:
-    """Run systemctl(1); returns whether its exit status was 0."""
-    return posix.waitpid(posix.posix_spawn(SYSTEMCTL, [SYSTEMCTL, *args], posix.environ), 0)[1] == 0
-
-
-def _read(name: str) -> "tuple[int, dict[str, int]]":
-    """Read a note: a number, and the inode of each entry, 0 for one that was not there."""
-    number, *pairs = (notes.read(name) or b"0").decode(errors="surrogateescape").split("\0")
+def noted(service: str) -> "Formats":
+    """Read which formats a service has registered."""
+    fields = (notes.read(f"{service}.formats") or b"").split(b"\0")
     try:
-        return int(number), dict(zip(pairs[::2], map(int, pairs[1::2])))
+        return {
+            name.decode(errors="surrogateescape"): (int(inode), rule)
+            for name, inode, rule in zip(fields[::3], fields[1::3], fields[2::3])
+        }
     except ValueError:  # not written by us
-        return 0, {}
+        return {}
 
 
-def _write(name: str, number: int, inodes: "dict[str, int]") -> None:
-    fields = [str(number)]
-    for entry, inode in inodes.items():
-        fields += entry, str(inode)
-    notes.write(name, "\0".join(fields).encode(errors="surrogateescape"))
+def note(service: str, formats: "Formats") -> None:
+    """Write which formats a service has registered; raises OSError."""
+    if not formats:
+        notes.forget(f"{service}.formats")
+        return
+    fields: "list[bytes]" = []
+    for name, (inode, rule) in formats.items():
+        fields += name.encode(errors="surrogateescape"), b"%d" % inode, rule
+    notes.write(f"{service}.formats", b"\0".join(fields))
+
+
+def has_started(service: str) -> bool:
+    """Whether a service has ended a start that has not been noted yet."""
+    return notes.version(f"{service}.after") != (0, 0)
+
+
+def note_start(service: str, *, failed: bool = False) -> None:
+    """Note what a service has registered, once it has started; remove what it does not register any more.
+
+    Does nothing if that start has been noted already, or goes on. failed: it
+    ended without a list of the entries. Raises OSError.
+    """
+    with table.Lock():
+        before, after = _listing(f"{service}.before"), _listing(f"{service}.after")
+        if before is None or (after is None and not failed):
+            return
+        entries = table.entries()
+        after = entries if after is None else after
+        known = rules(service)
+        formats = {}
+        for name, inode in after.items():
+            if name in known and before.get(name) != inode:
+                rule = known[name] or _rule_of_entry(name)
+                if rule:
+                    formats[name] = inode, rule
+        for name, (inode, rule) in noted(service).items():
+            if name in known:
+                # This start has failed before it came to that rule; or the kernel refuses the rule, and it is gone.
+                if name in after:
+                    formats.setdefault(name, (inode, rule))
+            elif entries.get(name) == inode:
+                table.remove(name)
+        note(service, formats)
+        # In this order: service-hook has a list that is still there noted before it makes another one.
+        notes.forget(f"{service}.before")
+        notes.forget(f"{service}.after")
+
+
+def remove(service: str) -> None:
+    """Remove the formats that a service has registered, unless others registered them anew; raises OSError."""
+    note_start(service, failed=True)
+    with table.Lock():
+        entries = table.entries()
+        for name, (inode, _) in noted(service).items():
+            if entries.get(name) == inode:
+                table.remove(name)
+        note(service, {})
+
+
+class Losses:
+    """Which formats have been lost, and are to come back. It takes a look at the table after each change."""
+
+    def __init__(self, tell: "Callable[[str], object]") -> None:
+        """Begin with what the notes say; tell: tells people of a message."""
+        self._tell = tell
+        self._formats: "dict[str, Formats]" = {}
+        self._versions: "dict[str, tuple[int, int]]" = {}
+        self._read_notes()
+        self._before = {name: inode for formats in self._formats.values() for name, (inode, _) in formats.items()}
+        wsl, _ = interop.recall()
+        if self._before and wsl:
+            self._before[interop.NAME] = wsl
+        self._lost: "dict[str, set[str]]" = {service: set() for service in SERVICES}
+        self._since = 0.0
+        self._changed = 0.0
+
+    def look(self, entries: "dict[str, int]") -> bool:
+        """See what was lost since the last look; returns whether all was. entries: as of table.entries()."""
+        before, self._before = self._before, entries
+        self._read_notes()
+        # Nothing is left of what was there: a wipe. What is gone alone was removed on purpose; but if it was
+        # another distro's registration of that name, that distro has taken it along.
+        wiped = not any(entries.get(name) == inode for name, inode in before.items())
+        now = time.monotonic()
+        for service, formats in self._formats.items():
+            lost = {name for name in formats if name in before and (wiped or before[name] != formats[name][0])}
+            lost = {name for name in lost | self._lost[service] if name in formats and name not in entries}
+            if lost and not any(self._lost.values()):
+                self._since = now
+            self._lost[service] = lost
+        self._changed = now if before != entries else self._changed
+        return wiped
+
+    def due(self) -> float:
+        """Tell when to call bring_back(), as time.monotonic(); 0 if nothing is lost."""
+        if not any(self._lost.values()):
+            return 0.0
+        return min(self._changed + QUIET, self._since + QUIET_MAX)
+
+    def bring_back(self) -> None:
+        """Register again what is lost; raises OSError."""
+        for service, lost in self._lost.items():
+            if lost:
+                self._lost[service] = set()
+                self._bring_back(service, lost)
+
+    def _bring_back(self, service: str, lost: "set[str]") -> None:
+        with table.Lock():
+            formats = noted(service)
+            present = table.entries()
+            registered = []
+            for name in sorted(lost & set(formats) - set(present)):
+                try:
+                    table.register(formats[name][1])
+                    registered.append(name)
+                except FileExistsError:
+                    pass
+                except OSError as e:
+                    self._tell(f"cannot register {name} again: {e.strerror}")
+                    del formats[name]
+            # A wipe that has come since is seen at the next look: by then they have been there.
+            self._before = {**dict.fromkeys(registered, 0), **table.entries()}
+            for name in registered:
+                formats[name] = self._before[name], formats[name][1]
+            note(service, formats)
+        if registered:
+            self._tell(f"formats of {service} were lost: registered {', '.join(registered)} again")
+
+    def _read_notes(self) -> None:
+        for service in SERVICES:
+            version = notes.version(f"{service}.formats")
+            if self._versions.get(service) != version:
+                self._formats[service] = noted(service)
+                self._versions[service] = version
+
+
+def _rule_of_entry(name: str) -> bytes:
+    """Make the rule that an entry was registered with; b"" if it is gone, or no rule could be made."""
+    entry = table.read(name)
+    try:
+        return entry.rule(name) if entry else b""
+    except ValueError:
+        return b""
+
+
+def _rules_of_binfmt_d() -> "Iterator[bytes]":
+    """Read the rules of binfmt.d(5): the lines that are no comments."""
+    seen = set()
+    for directory in BINFMT_D:
+        for file in _listdir(directory):
+            if file.endswith(".conf") and file[0] != "." and file not in seen:
+                seen.add(file)
+                for line in _read(f"{directory}/{file}").replace(b"\0", b"\n").splitlines():
+                    line = line.strip()
+                    if line and line[:1] not in b"#;":
+                        yield line
+
+
+def _read(path: str) -> bytes:
+    try:
+        # Neither waits for a FIFO nor reads a device to its end.
+        with open(posix.open(path, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC), "rb") as file:
+            return file.read(FILE_MAX) or b""
+    except OSError:
+        return b""
+
+
+def _listdir(directory: str) -> "list[str]":
+    try:
+        return sorted(posix.listdir(directory))
+    except OSError:
+        return []
+
+
+def _listing(name: str) -> "dict[str, int] | None":
+    """Read a list of the table that service-hook has made with `ls -i`; None if there is none, or it is not whole."""
+    said = notes.read(name)
+    if said is None or not said.endswith(b"end\n"):
+        return None
+    found = {}
+    for line in said.decode(errors="surrogateescape").split("\n"):
+        inode, _, entry = line.strip().partition(" ")
+        if inode.isdecimal():
+            found[entry] = int(inode)
+    return found

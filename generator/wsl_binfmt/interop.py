@@ -1,48 +1,36 @@
 # SPDX-License-Identifier: MIT
-"""WSL's entry in the table: whether it answers, and getting it to.
+"""WSLInterop, the entry by which WSL starts Windows programs: what is wrong with it, and the repair.
 
-Every change here keeps a handler for Windows programs in place at every
-instant: while WSLInterop is replaced, a stand-in by another name answers. A
-stand-in is also what `hold` leaves for as long as a service may take WSLInterop
-away. There is one for each distro, and it is gone within HOLD_MAX: whoever
-finds it there for longer removes it, because whoever made it was killed.
+While WSLInterop is replaced, a stand-in answers: a second entry that leads to
+/init as well, so that a Windows program that is started at any instant finds one
+of the two. A service that is about to change the table holds a stand-in
+(service-hook), and WSLInterop is left to that service meanwhile: WSL's override
+for systemd-binfmt.service fails if WSLInterop is there before it registers it.
+A stand-in that has been seen for HOLD_MAX was left by somebody who was killed.
 """
 
 import posix
 import time
 
-from wsl_binfmt import binfmt_d, notes, table
+from wsl_binfmt import notes, table
+
+TYPE_CHECKING = False  # in place of that of `typing`, whose import takes long
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
 
 NAME = "WSLInterop"
 STAND_IN = NAME + "-held-by-"
-WINDOWS = b"MZ"
-# A note that is there while WSLInterop is disabled, for when it gets lost.
-DISABLED = "disabled"
-# A start of systemd-binfmt.service with all of qemu takes a twentieth of it.
+INIT = "/init"
+WINDOWS = b"MZ"  # what every Windows program begins with
+MISSING = f"{NAME} is missing"
+NO_INIT = "/init cannot be run, it is what starts Windows programs; is this WSL?"
+# A start of systemd-binfmt.service with all the formats of qemu takes a twentieth of it.
 HOLD_MAX = 1.0  # seconds
-# Others who change the table know nothing of the lock: so often we try again.
-RACES = 3
-# Looks of a settle(): as many as one hold may take, and as many again.
-SETTLE_MAX = 100
-
-
-class Sight:
-    """Whether WSLInterop has been another entry since this distro looked last."""
-
-    __slots__ = ("inode", "replaced")
-
-    def __init__(self, inode: int = 0) -> None:
-        """inode: of WSLInterop at that time; 0 for a distro that has not looked."""
-        self.inode = inode
-        self.replaced = False
-
-    def look(self) -> None:
-        """Look before a change; a change by ourselves is for keep()."""
-        self.replaced |= self.inode not in (0, table.inode(NAME))
-
-    def keep(self) -> None:
-        """Take the entry that is there for the one that was there."""
-        self.inode = table.inode(NAME)
+# Whoever removes WSLInterop alone may be about to register it anew, as WSL's override does, and would
+# fail if it were back. So a stand-in answers that long.
+PATIENCE = 0.05  # seconds
+# Others who change the table do not know the lock; so often a repair that they disturbed begins again.
+TRIES = 4
 
 
 def rule(name: str) -> bytes:
@@ -51,174 +39,234 @@ def rule(name: str) -> bytes:
     F has the kernel open /init now, for programs that see another root later;
     P preserves argv[0].
     """
-    return f":{name}:M::MZ::/init:FP".encode()
+    return f":{name}:M::MZ::{INIT}:FP".encode()
 
 
 def is_ours(name: str) -> bool:
-    """Whether an entry's name is WSL's, or that of a stand-in."""
+    """Whether an entry's name is WSLInterop, or that of a stand-in."""
     return name == NAME or name.startswith(STAND_IN)
 
 
-def answers(entry: table.Entry) -> bool:
-    """Whether an entry is what WSL registers, be it enabled or not."""
+def leads_to_init(entry: table.Entry) -> bool:
+    """Whether an entry gives every Windows program to /init."""
     return (
-        entry.interpreter == b"/init"
-        and entry.flags == frozenset(b"FP")
+        entry.interpreter == INIT.encode()
         and entry.magic == WINDOWS
         and entry.offset == 0
         and entry.mask in (None, b"\xff\xff")
     )
 
 
+def is_as_registered(entry: table.Entry) -> bool:
+    """Whether an entry is what WSL registers. Flags that a later WSL may add are WSL's affair."""
+    return leads_to_init(entry) and set(entry.flags) >= set(b"FP")
+
+
 def stand_in() -> str:
-    """Name this distro's stand-in: by its PID namespace, which no other has."""
+    """Name the stand-in of this distro, by its PID namespace, which no other distro has."""
     return STAND_IN + str(posix.stat("/proc/self/ns/pid").st_ino)
 
 
-def handler(names: "list[str]") -> str:
-    """Tell which entry gets Windows programs; "" if none does. names: as in table.names()."""
-    for name in names:
-        entry = table.read(name)
-        if entry and entry.may_match(WINDOWS):
-            return name
-    return ""
+class Finding:
+    """What one look at the table found."""
+
+    __slots__ = ("enabled_anew", "fault", "held_until", "leftovers", "takers", "wiped")
+
+    def __init__(self) -> None:
+        """Begin with nothing found."""
+        # Whether all entries are gone that were there.
+        self.wiped = True
+        # What is wrong with WSLInterop; None if nothing is, or if it was disabled by hand.
+        self.fault: "str | None" = None
+        # WSLInterop was disabled by hand, and somebody has registered it anew since.
+        self.enabled_anew = False
+        # Entries that match Windows programs, the newest first, down to WSLInterop.
+        self.takers: "list[tuple[str, table.Entry]]" = []
+        # When to look again because somebody else holds a stand-in, as time.monotonic(); 0 if nobody does.
+        self.held_until = 0.0
+        # Stand-ins that nobody needs any more.
+        self.leftovers: "list[str]" = []
+
+    def is_answered(self, without: "Collection[str]" = ()) -> bool:
+        """Whether /init gets Windows programs, also if the entries `without` were not there."""
+        for name, entry in self.takers:
+            if name not in without:
+                return leads_to_init(entry)
+        return False
+
+    def needs_repair(self) -> bool:
+        """Whether repair() has something to do now."""
+        if self.enabled_anew:
+            return True
+        if self.held_until:
+            return not self.is_answered() if self.fault else self.is_answered(self.leftovers) and bool(self.leftovers)
+        return bool(self.fault or self.leftovers)
 
 
-def fault(names: "list[str]") -> str:
-    """Say why WSL does not answer; "" if it does, or was disabled by hand.
+class Interop:
+    """What a process knows of WSLInterop, from one look at the table to the next."""
 
-    names: as in table.names().
-    """
-    interop = table.read(NAME)
-    if interop is None:
-        return "WSLInterop is missing"
-    if not interop.enabled:
-        return ""
-    if not answers(interop):
-        return "WSLInterop is not as WSL registers it"
-    first = handler([name for name in names if not name.startswith(STAND_IN)])
-    entry = table.read(first) if first else None
-    return f"{first} outranks WSLInterop" if entry and not answers(entry) else ""
+    def __init__(self, inode: int = 0, *, disabled: bool = False, release: "Collection[str]" = ()) -> None:
+        """Begin with what an earlier process knew.
 
+        inode: of WSLInterop when it was looked at last; 0 if it never was.
+        disabled: whether somebody had disabled it by hand. release: stand-ins
+        that are not needed any more.
+        """
+        self.inode = inode
+        self.disabled = disabled
+        self._stand_ins = [stand_in(), stand_in() + "+"]
+        self._release = {*self._stand_ins, *release}
+        # When each stand-in was seen first, by its inode. The kernel's own time for it would jump with the clock.
+        self._first_seen: "dict[int, float]" = {}
+        # When somebody was seen to have removed WSLInterop alone; 0 if that is not why it is missing.
+        self._gone_since = 0.0
+        self._was_there = False
+        # Inodes of entries that do not match Windows programs: what an entry matches never changes.
+        self._strangers: "set[int]" = set()
 
-def restore(sight: Sight) -> str:
-    """Make WSL answer, and remove what stands in for it.
+    def look(self, entries: "dict[str, int]", *, wiped: bool = True) -> Finding:
+        """Find what is wrong. entries: as of table.entries(). wiped: whether all that was there is gone."""
+        finding = Finding()
+        finding.wiped = wiped
+        now = time.monotonic()
+        self._look_at_stand_ins(finding, entries, now)
+        wsl = table.read(NAME)
+        self._learn_whether_disabled(entries, wsl)
+        if wsl or self._was_there:
+            self._gone_since = 0.0 if wsl or wiped else now
+        self._was_there = wsl is not None
+        if wsl is None:
+            if now < self._gone_since + PATIENCE:
+                finding.held_until = self._gone_since + PATIENCE
+            # One that was disabled needs nothing that answers in its place.
+            finding.fault = None if finding.held_until and self.disabled else MISSING
+        elif not wsl.enabled:
+            return finding
+        # Where WSLInterop is missing and nobody holds a stand-in, the others do not matter.
+        if wsl or finding.held_until:
+            finding.takers = self._takers(entries)
+        rivals = [name for name, entry in finding.takers if not is_ours(name) and not is_as_registered(entry)]
+        if wsl and self.disabled:
+            finding.enabled_anew = True
+        elif wsl and not is_as_registered(wsl):
+            finding.fault = f"{NAME} is not as WSL registers it"
+        elif wsl and rivals:
+            finding.fault = f"{rivals[0]} outranks {NAME}"
+        return finding
 
-    While another distro holds its own stand-in, that distro will do the rest.
-    Returns what was wrong; "" if nothing. Raises OSError.
-    """
-    with table.Lock():
-        return _restore(sight)
+    def repair(self, finding: "Finding | None" = None) -> "str | None":
+        """Make WSL answer Windows programs, and remove stand-ins that nobody needs.
 
+        finding: what a look has just found; looks itself without one. Returns
+        what was wrong; None if nothing was, or if another distro that holds a
+        stand-in is about to do the rest. Raises OSError.
+        """
+        with table.Lock() as was_free:
+            for tries_left in reversed(range(TRIES)):
+                if finding is None or not was_free:
+                    finding = self.look(table.entries(), wiped=finding is None or finding.wiped)
+                try:
+                    if finding.held_until:
+                        return self._bridge(finding)
+                    return self._restore(finding)
+                except (FileExistsError, FileNotFoundError):
+                    if not tries_left:
+                        raise
+                    was_free = False
+        return None
 
-def hold(sight: Sight, take_over: bool = False, remove: bool = False) -> str:
-    """Make WSL answer whatever becomes of WSLInterop, until restore() or HOLD_MAX.
-
-    remove: whether to remove it, for somebody who is going to register it.
-    take_over: whether to do so with rules of binfmt.d, as binfmt_d.take_over().
-    The stand-in is disabled if WSLInterop is, which is how restore() knows that
-    an administrator did so. Returns and raises as restore() does.
-    """
-    with table.Lock():
-        wrong = _restore(sight)
-        enabled = _enabled(table.names())
-
-        def go_first() -> None:
-            table.remove(stand_in())
-            table.register(rule(stand_in()))
-            if not enabled:
-                table.disable(stand_in())
-
-        go_first()
-        if remove:
-            table.remove(NAME)
-        if take_over:
-            binfmt_d.take_over(is_ours, WINDOWS, go_first)
+    def _bridge(self, finding: Finding) -> "str | None":
+        """Make WSL answer, and leave WSLInterop to whoever holds a stand-in."""
+        wrong = None
+        if finding.fault and not finding.is_answered():
+            self._register_stand_in()
+            wrong = finding.fault
+        elif finding.is_answered(without=finding.leftovers):
+            self._remove(finding.leftovers)
+        if finding.enabled_anew:
+            self._disable()
         return wrong
 
+    def _restore(self, finding: Finding) -> "str | None":
+        if finding.fault:
+            if finding.fault != MISSING and not finding.is_answered(without=[NAME]):
+                finding.leftovers.append(self._register_stand_in())
+            # Somebody may have disabled it since the look.
+            wsl = table.read(NAME)
+            self.disabled = self.disabled or (wsl is not None and not wsl.enabled)
+            table.remove(NAME)
+            table.register(rule(NAME))
+        if self.disabled and (finding.enabled_anew or finding.fault):
+            self._disable()
+        self._remove(finding.leftovers)
+        return finding.fault
 
-def settle(sight: Sight) -> str:
-    """Restore when nobody holds a stand-in, and go on until a look finds nothing wrong.
-
-    Returns what was wrong first. Raises OSError.
-    """
-    first = ""
-    for _ in range(SETTLE_MAX):
-        with table.Lock():
-            held = any(_is_held(name) for name in table.names() if name.startswith(STAND_IN))
-            wrong = "" if held else _restore(sight)
-        first = first or wrong
-        if held:
-            time.sleep(HOLD_MAX / 50)
-        elif not wrong:
-            break
-    return first
-
-
-def remember() -> None:
-    """Note whether WSLInterop is disabled, for when it gets lost; raises OSError."""
-    entry = table.read(NAME)
-    noted = notes.read(DISABLED) is not None
-    if entry and entry.enabled and noted:
-        notes.forget(DISABLED)
-    elif entry and not entry.enabled and not noted:
-        notes.write(DISABLED, b"")
-
-
-def _restore(sight: Sight) -> str:
-    sight.look()
-    try:
-        for _ in range(RACES):
-            try:
-                return _restore_once()
-            except (FileExistsError, FileNotFoundError):
-                continue
-        return _restore_once()
-    finally:
-        sight.keep()
-
-
-def _restore_once() -> str:
-    names = table.names()
-    enabled = _enabled(names)
-    mine = stand_in()
-    stand_ins = [name for name in names if name.startswith(STAND_IN)]
-    if any(_is_held(name) for name in stand_ins if name != mine):
-        table.remove(mine)
-        return ""
-    wrong = fault(names)
-    if wrong and NAME in names and handler(names) not in stand_ins:
-        # One that is outranked may still be the one that answers, for some programs.
-        spare = mine
-        while spare in names:
-            spare += "+"
-        table.register(rule(spare))
-        stand_ins.append(spare)
-    if wrong:
-        table.remove(NAME)
-        table.register(rule(NAME))
-    interop = table.read(NAME)
-    if interop and interop.enabled and not enabled:
-        table.disable(NAME)
-    for name in stand_ins:
+    def _register_stand_in(self) -> str:
+        """Have a stand-in of this distro come first; returns its name."""
+        # One that is outranked may still answer some programs.
+        free = [name for name in self._stand_ins if table.text(name) is None]
+        name = (free or self._stand_ins)[0]
         table.remove(name)
-    return wrong
+        table.register(rule(name))
+        return name
+
+    def _disable(self) -> None:
+        table.disable(NAME)
+        # Who enables it from here on means it.
+        self.inode = table.entries().get(NAME, self.inode)
+
+    def _remove(self, names: "Iterable[str]") -> None:
+        for name in names:
+            table.remove(name)
+
+    def _look_at_stand_ins(self, finding: Finding, entries: "dict[str, int]", now: float) -> None:
+        stand_ins = {name: inode for name, inode in entries.items() if name.startswith(STAND_IN)}
+        self._first_seen = {inode: self._first_seen.get(inode, now) for inode in stand_ins.values()}
+        for name, inode in stand_ins.items():
+            until = self._first_seen[inode] + HOLD_MAX
+            if name in self._release or until <= now:
+                finding.leftovers.append(name)
+            else:
+                finding.held_until = min(finding.held_until or until, until)
+
+    def _learn_whether_disabled(self, entries: "dict[str, int]", wsl: "table.Entry | None") -> None:
+        """Tell `echo 0 >WSLInterop` and `echo 1` from another registration, which is always an enabled one."""
+        inode = entries.get(NAME, 0)
+        if not self.inode:
+            # A stand-in is disabled if WSLInterop was when it was made.
+            for name in [name for name in entries if is_ours(name)][-1:]:
+                oldest = table.read(name)
+                self.disabled = oldest is not None and not oldest.enabled
+        elif wsl and (inode == self.inode or not wsl.enabled):
+            self.disabled = not wsl.enabled
+        # One that is still to be disabled is not known yet.
+        if inode and not (wsl and wsl.enabled and self.disabled):
+            self.inode = inode
+
+    def _takers(self, entries: "dict[str, int]") -> "list[tuple[str, table.Entry]]":
+        takers = []
+        self._strangers.intersection_update(entries.values())
+        for name, inode in entries.items():
+            if inode not in self._strangers:
+                entry = table.read(name)
+                if entry and not entry.may_match(WINDOWS):
+                    self._strangers.add(inode)
+                elif entry and entry.enabled:
+                    takers.append((name, entry))
+            if name == NAME:
+                break
+        return takers
 
 
-def _enabled(names: "list[str]") -> bool:
-    """Whether WSLInterop is meant to be enabled: nobody disabled it by hand."""
-    entries = [(name, table.read(name)) for name in names if is_ours(name)]
-    states = [(name, entry.enabled) for name, entry in entries if entry]
-    if not states:
-        return notes.read(DISABLED) is None
-    name, enabled = states[-1]
-    # The oldest is what stand-ins were made like; if it is another now, that was by hand.
-    return enabled if name == NAME else all(enabled for _, enabled in states)
+def recall() -> "tuple[int, bool]":
+    """Recall the inode of WSLInterop, 0 if it was never seen, and whether somebody had disabled it by hand."""
+    inode, _, state = (notes.read(NAME) or b"").partition(b" ")
+    if inode.isdigit() and state in (b"enabled", b"disabled"):
+        return int(inode), state == b"disabled"
+    return 0, False
 
 
-def _is_held(name: str) -> bool:
-    """Whether the distro that made a stand-in is still at it."""
-    try:
-        return 0 <= time.time() - table.registered(name) < HOLD_MAX
-    except FileNotFoundError:
-        return False
+def remember(inode: int, *, disabled: bool) -> None:
+    """Remember what recall() returns, for when this process has ended; raises OSError."""
+    notes.write(NAME, b"%d %s" % (inode, b"disabled" if disabled else b"enabled"))

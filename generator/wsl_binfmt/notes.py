@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is to be remembered until this distro ends, as files."""
+"""Files in /run/wsl-binfmt: what has to be known until this distro ends, by whichever process."""
 
 import posix
 
@@ -7,7 +7,7 @@ DIRECTORY = "/run/wsl-binfmt"
 
 
 def read(name: str) -> "bytes | None":
-    """Read a note; None if there is none."""
+    """Read a note; None if there is none, or it cannot be read."""
     try:
         with open(f"{DIRECTORY}/{name}", "rb") as file:
             return file.read()
@@ -15,39 +15,34 @@ def read(name: str) -> "bytes | None":
         return None
 
 
-def write(name: str, data: bytes) -> None:
-    """Write a note, whole or not at all, and the directories that it is in; raises OSError."""
-    path = f"{DIRECTORY}/{name}"
-    at = 0
-    while (at := path.find("/", at + 1)) > 0:
-        try:
-            posix.mkdir(path[:at], 0o755)
-        except FileExistsError:
-            pass
-    # Its name is short, and that of a note may be as long as any.
-    temporary = f".{posix.getpid()}"
+def version(name: str) -> "tuple[int, int]":
+    """Tell one content of a note from another, without reading it; (0, 0) if there is none."""
     try:
-        with open(f"{DIRECTORY}/{temporary}", "wb") as file:
-            file.write(data)
-        rename(temporary, name)
+        status = posix.stat(f"{DIRECTORY}/{name}")
     except OSError:
-        forget(temporary)
+        return 0, 0
+    return status.st_ino, status.st_ctime_ns
+
+
+def write(name: str, data: bytes) -> None:
+    """Write a note, whole or not at all; raises OSError."""
+    try:
+        posix.mkdir(DIRECTORY, 0o755)
+    except FileExistsError:
+        pass
+    temporary = f"{DIRECTORY}/.{name}.{posix.getpid()}"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+        posix.rename(temporary, f"{DIRECTORY}/{name}")
+    except OSError:
+        forget(f".{name}.{posix.getpid()}")
         raise
 
 
-def rename(name: str, to: str) -> None:
-    """Give a note, or a directory of notes, another name; raises OSError."""
-    posix.rename(f"{DIRECTORY}/{name}", f"{DIRECTORY}/{to}")
-
-
 def forget(name: str) -> None:
-    """Remove a note, or a directory of notes, if there is one; raises OSError."""
-    path = f"{DIRECTORY}/{name}"
+    """Remove a note, if there is one; raises OSError."""
     try:
-        posix.unlink(path)
+        posix.unlink(f"{DIRECTORY}/{name}")
     except FileNotFoundError:
         pass
-    except IsADirectoryError:
-        for inner in posix.listdir(path):
-            posix.unlink(f"{path}/{inner}")
-        posix.rmdir(path)

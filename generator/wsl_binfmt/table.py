@@ -4,38 +4,40 @@
 Kernel: Documentation/admin-guide/binfmt-misc.rst and fs/binfmt_misc.c.
 """
 
-# `os` would cost as much as all else that is done here.
+# `os` would cost as much time as everything that is done here.
 import fcntl
 import posix
 import time
 
 DIRECTORY = "/proc/sys/fs/binfmt_misc"
-# All else in the directory is an entry.
+# Everything else in the directory is an entry.
 CONTROLS = frozenset(("register", "status"))
-NAME_MAX = 255  # bytes, <linux/limits.h>
-PAGE_MAX = 1 << 16  # bytes: an entry's file is a page at most
-# Every change under the lock takes well under a millisecond.
-LOCK_PATIENCE = 1.0  # seconds
+PAGE_MAX = 1 << 16  # bytes: the file of an entry is one page at most
+# Whoever has the lock needs less than a millisecond; only a stopped process takes longer.
+LOCK_MAX = 0.5  # seconds
 
 
 class Entry:
-    """A registered format, as far as it decides who runs a program."""
+    """A registered format: which files it matches, and what runs them."""
 
-    __slots__ = ("enabled", "flags", "interpreter", "magic", "mask", "offset")
+    __slots__ = ("enabled", "extension", "flags", "interpreter", "magic", "mask", "offset")
 
     def __init__(
         self,
+        *,
         enabled: bool,
         interpreter: bytes,
-        flags: "frozenset[int]",
+        flags: bytes,
         offset: int = 0,
         magic: "bytes | None" = None,
         mask: "bytes | None" = None,
+        extension: "bytes | None" = None,
     ) -> None:
-        """Describe an entry; one without `magic` goes by a file name's extension.
+        """Describe an entry; its fields are named as the kernel's documentation names them.
 
-        interpreter: its path. flags: the letters, as bytes. offset: of the
-        magic, in bytes. mask: as long as the magic; None for all bits.
+        flags: the letters. offset: of `magic` in the file, in bytes. mask: as long
+        as `magic`; None if all bits count. With neither `magic` nor `extension`,
+        nothing is known of the files that it matches.
         """
         self.enabled = enabled
         self.interpreter = interpreter
@@ -43,55 +45,77 @@ class Entry:
         self.offset = offset
         self.magic = magic
         self.mask = mask
+        self.extension = extension
 
     def may_match(self, start: bytes) -> bool:
-        """Whether this may take a file that begins with `start`."""
-        if not self.enabled or self.magic is None:
-            return self.enabled
+        """Whether an enabled entry like this may match a file that begins with `start`."""
+        if self.magic is None:
+            return True
         for at, byte in enumerate(start, -self.offset):
             if 0 <= at < len(self.magic) and (self.magic[at] ^ byte) & (self.mask[at] if self.mask else 0xFF):
                 return False
         return True
 
+    def rule(self, name: str) -> bytes:
+        """Make the rule that registers this entry under `name`; raises ValueError if none can."""
+        encoded = name.encode(errors="surrogateescape")
+        # The first byte of a rule is its delimiter, and may be any that its texts do not have.
+        texts = encoded + self.interpreter + (self.extension or b"")
+        for delimiter in b":|,;!#~^":
+            if delimiter not in texts:
+                break
+        else:
+            raise ValueError(f"no rule can register {name!r}")
+        if self.extension is not None:
+            kind = [b"E", b"", self.extension, b""]
+        elif self.magic is not None:
+            kind = [b"M", b"%d" % self.offset, *(_escape(bits, delimiter) for bits in (self.magic, self.mask or b""))]
+        else:
+            raise ValueError(f"nothing is known of the files that {name!r} matches")
+        return bytes([delimiter]) + bytes([delimiter]).join([encoded, *kind, self.interpreter, self.flags])
 
-def parse(said: bytes) -> Entry:
-    """Parse what an entry's file says, bm_entry_read() in the kernel.
 
-    A text that is not understood gives an enabled entry without a magic: one
-    that may match anything, and is nobody's. An interpreter may hold newlines.
+def parse(text: bytes) -> Entry:
+    """Parse the text of an entry's file, entry_status() in the kernel.
+
+    A text that is not understood gives an entry that may match any file. The
+    path of an interpreter may have newlines in it.
     """
-    state, _, rest = said.partition(b"\ninterpreter ")
+    state, _, rest = text.partition(b"\ninterpreter ")
     interpreter, flags_found, rest = rest.rpartition(b"\nflags: ")
     flags, _, rest = rest.partition(b"\n")
-    enabled = state != b"disabled"
+    entry = Entry(enabled=state != b"disabled", interpreter=interpreter, flags=flags)
     try:
-        fields = dict(line.split(b" ") for line in rest.splitlines())
+        fields = dict(line.split(b" ", 1) for line in rest.splitlines())
+        if b"extension" in fields:
+            entry.extension = fields[b"extension"][1:]
+            return entry
+        offset = int(fields[b"offset"])
         magic = bytes.fromhex(fields[b"magic"].decode())
         mask = bytes.fromhex(fields[b"mask"].decode()) if b"mask" in fields else None
-        if flags_found and (mask is None or len(mask) == len(magic)):
-            return Entry(enabled, interpreter, frozenset(flags), int(fields[b"offset"]), magic, mask)
     except (KeyError, ValueError):
-        pass
-    return Entry(enabled, interpreter, frozenset(flags))
+        return entry
+    if flags_found and (mask is None or len(mask) == len(magic)):
+        entry.offset, entry.magic, entry.mask = offset, magic, mask
+    return entry
 
 
-def names() -> "list[str]":
+def _escape(data: bytes, delimiter: int) -> bytes:
+    r"""Write the bytes of a magic or mask as a rule has them: \xHH for those that would end or mean something."""
+    return b"".join(b"\\x%02x" % byte if byte in (0, ord("\\"), delimiter) else b"%c" % byte for byte in data)
+
+
+def entries() -> "dict[str, int]":
     """List the entries, the newest first: the order in which the kernel asks them.
 
-    The directory lists them so, and unlike their times no clock can upset that.
+    Returns their inodes by name. No two registrations have the same inode, so
+    that a name with its inode is one registration.
     """
-    return [name for name in posix.listdir(DIRECTORY) if name not in CONTROLS]
-
-
-def is_name(name: str) -> bool:
-    """Whether an entry may have this name, create_entry() in the kernel."""
-    if name in CONTROLS or name in ("", ".", "..") or "/" in name or "\0" in name:
-        return False
-    return len(name.encode(errors="surrogateescape")) <= NAME_MAX
+    return {entry.name: entry.inode() for entry in posix.scandir(DIRECTORY) if entry.name not in CONTROLS}
 
 
 def text(name: str) -> "bytes | None":
-    """Read what an entry's file says; None if there is none."""
+    """Read the text of an entry's file; None if there is no such entry."""
     try:
         fd = posix.open(f"{DIRECTORY}/{name}", posix.O_RDONLY | posix.O_CLOEXEC)
     except FileNotFoundError:
@@ -108,17 +132,9 @@ def read(name: str) -> "Entry | None":
     return None if said is None else parse(said)
 
 
-def inode(name: str) -> int:
-    """Tell the inode of an entry, which another registration does not have; 0 if there is none."""
-    try:
-        return posix.stat(f"{DIRECTORY}/{name}").st_ino
-    except FileNotFoundError:
-        return 0
-
-
-def registered(name: str) -> float:
-    """Tell when an entry was registered, in seconds as time.time(); raises FileNotFoundError."""
-    return posix.stat(f"{DIRECTORY}/{name}").st_mtime
+def is_switched_on() -> bool:
+    """Whether the table's `status` says that the kernel asks the entries at all."""
+    return text("status") != b"disabled\n"
 
 
 def register(rule: bytes) -> None:
@@ -135,7 +151,7 @@ def remove(name: str) -> None:
 
 
 def disable(name: str) -> None:
-    """Keep an entry, and have the kernel pass over it."""
+    """Keep an entry, and have the kernel pass over it; raises FileNotFoundError."""
     _write(name, b"0")
 
 
@@ -148,22 +164,26 @@ def _write(name: str, data: bytes) -> None:
 
 
 class Lock:
-    """While held, nobody else who takes it changes the table, in any distro.
+    """While one process has the lock, no other that takes it changes the table, in any distro.
 
-    flock(2) on the directory: it is one inode for the whole VM. Anybody may
-    take it, and must not keep us from our work: after LOCK_PATIENCE we go on.
+    It is flock(2) on `register`, which is one inode for the whole VM, and which
+    only root can open. A process that is stopped must not keep the others from
+    their work: after LOCK_MAX they go on without the lock.
     """
 
-    def __enter__(self) -> None:
-        """Take the lock."""
-        self._fd = posix.open(DIRECTORY, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
-        end = time.monotonic() + LOCK_PATIENCE
+    def __enter__(self) -> bool:
+        """Take the lock; returns whether it was free."""
+        self._fd = posix.open(f"{DIRECTORY}/register", posix.O_RDONLY | posix.O_CLOEXEC)
+        end = time.monotonic() + LOCK_MAX
+        was_free = True
         while time.monotonic() < end:
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
+                break
             except BlockingIOError:
-                time.sleep(0.002)
+                was_free = False
+                time.sleep(0.001)
+        return was_free
 
     def __exit__(self, *_: object) -> None:
         """Give it back."""

@@ -54,6 +54,21 @@ def release(tmp_path_factory: pytest.TempPathFactory, clone: Clone, make: Make) 
     return tree
 
 
+# The last commit of version 0.1.0.
+FIRST = "1be7a17"
+
+
+@pytest.fixture(scope="session")
+def first_deb(tmp_path_factory: pytest.TempPathFactory, make: Make) -> Path:
+    """The Debian package of version 0.1.0, from the history of this tree."""
+    tree = tmp_path_factory.mktemp("first")
+    archive = subprocess.run(["git", "-C", bed.TREE, "archive", FIRST], check=True, stdout=subprocess.PIPE)
+    subprocess.run(["tar", "-x", "-C", tree], check=True, input=archive.stdout)
+    make(tree, "deb")
+    (path,) = (tree / "dist").glob("*.deb")
+    return path
+
+
 @pytest.fixture(scope="session")
 def next_release(tmp_path_factory: pytest.TempPathFactory, clone: Clone, make: Make) -> Path:
     """As `release`, of the next version."""

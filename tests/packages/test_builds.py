@@ -184,8 +184,7 @@ def test_without_scdoc_it_installs_all_but_the_pages(release: Path, tmp_path: Pa
 def test_shell_scripts(release: Path) -> None:
     debian = release / "build/deb" / f"wsl-binfmt-generator-{VERSION}" / "debian/wsl-binfmt-generator/DEBIAN"
     scripts = [
-        bed.TREE / "units/without-python",
-        bed.TREE / "units/restore",
+        bed.TREE / "generator/service-hook",
         PACKAGING / "takes-effect.sh",
         *(debian / name for name in ("postinst", "prerm", "postrm")),
     ]

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.packages, pytest.mark.system]
 
 PACKAGE = "wsl-binfmt-generator"
 GUARD = "proc-sys-fs-binfmt_misc-status.mount"
-WATCH = "wsl-binfmt-restore.path"
+WATCH = "wsl-binfmt.service"
 SCRIPTS = bed.TREE / "packaging/debian/tests"
 # What dpkg itself says of an installation, an upgrade and a removal.
 DPKG_SAYS = (
@@ -122,6 +122,25 @@ def test_upgrade_without_a_failed_launch(any_vm: bed.Vm, boot: Boot, deb: Path, 
     script(distro, "goes-away")
 
 
+def test_upgrade_from_the_first_release(any_vm: bed.Vm, boot: Boot, first_deb: Path, deb: Path) -> None:
+    """Its units are stopped, which the new one has no use for, and its notes are gone."""
+    distro = boot(any_vm, files={"/etc/binfmt.d/wine.conf": ":wine:M::MZ::/bin/true:\n"})
+    dpkg(distro, "--install", first_deb)
+    distro.systemctl("restart", "systemd-binfmt.service")
+    assert "wsl-binfmt-restore.path" in distro.systemctl("list-units", "--plain", "wsl-binfmt*")
+    with distro.launching() as launches:
+        assert dpkg(distro, "--install", deb) == ""
+    assert launches.count > 100
+    assert launches.failed == 0
+    units = distro.systemctl("list-units", "--all", "--plain", "--no-legend", "wsl-binfmt*")
+    assert {line.split()[0] for line in units.splitlines()} == {WATCH, "wsl-binfmt-boot.service"}
+    assert {name[:10] for name in distro.run("ls", "/run/wsl-binfmt").split()} <= {"WSLInterop"}
+    assert right(any_vm)
+    script(distro, "takes-effect")
+    assert distro.systemctl("is-system-running").strip() == "running"
+    script(distro, "goes-away")
+
+
 def test_upgrade_during_repairs(vm: bed.Vm, boot: Boot, deb: Path, next_deb: Path) -> None:
     """Something outranks WSLInterop over and over: it answers as that does, so every launch has to work."""
     distro = boot(vm)
@@ -130,7 +149,7 @@ def test_upgrade_during_repairs(vm: bed.Vm, boot: Boot, deb: Path, next_deb: Pat
     with over_and_over(distro, rival), distro.launching() as launches:
         for package in next_deb, deb, next_deb:
             dpkg(distro, "--install", package)
-        restored = distro.journal("wsl-binfmt-restore.service").count("r outranks WSLInterop: restored")
+        restored = distro.journal(WATCH).count("r outranks WSLInterop: restored")
     assert restored > 3
     assert launches.count > 100
     assert launches.failed == 0
@@ -145,7 +164,8 @@ def test_removal_leaves_nothing(any_vm: bed.Vm, boot: Boot, deb: Path, how: str)
     before = services(distro), mounts(distro)
     dpkg(distro, "--install", deb)
     # As a service leaves it that is killed on its way.
-    distro.run("wsl-binfmt", "hold")
+    hook = "/usr/lib/wsl-binfmt-generator/service-hook"
+    distro.run("env", "INVOCATION_ID=1", hook, "starting", "binfmt-support.service", "yes")
     with distro.launching() as launches:
         assert dpkg(distro, how, PACKAGE) == ""
     assert launches.failed == 0
@@ -154,19 +174,6 @@ def test_removal_leaves_nothing(any_vm: bed.Vm, boot: Boot, deb: Path, how: str)
     dpkg(distro, "--install", deb)
     script(distro, "goes-away")
     assert (services(distro), mounts(distro)) == before
-    assert distro.interop()
-
-
-def test_removal_lets_another_distro_hold(vm: bed.Vm, boot: Boot, deb: Path) -> None:
-    distro = boot(vm)
-    dpkg(distro, "--install", deb)
-    theirs = "WSLInterop-held-by-4242"
-    vm.register(f":{theirs}:M::MZ::/init:FP")
-    entry = vm.table / theirs
-    with subprocess.Popen(["sh", "-ec", f"while :; do touch {entry}; sleep 0.1; done"]) as touching:
-        dpkg(distro, "--purge", PACKAGE)
-        touching.kill()
-    assert vm.entry(theirs)
     assert distro.interop()
 
 

@@ -53,7 +53,7 @@ def test_it_comes_is_upgraded_and_goes(
     assert distro.systemctl("is-system-running").strip() == "running"
     with distro.launching() as launches:
         install(distro, manager, next_release)
-        units = "proc-sys-fs-binfmt_misc-status.mount", "wsl-binfmt-restore.path"
+        units = "proc-sys-fs-binfmt_misc-status.mount", "wsl-binfmt.service"
         assert distro.systemctl("is-active", *units).split() == ["active", "active"]
         assert distro.run("wsl-binfmt", "--version") == "wsl-binfmt 99\n"
         distro.run("sh", "-s", "--", *manager.remove, "wsl-binfmt-generator", input=GOES_AWAY)

@@ -108,9 +108,10 @@ BINFMT_SUPPORT = {f"{WANTS}/binfmt-support.service": "-> /lib/systemd/system/bin
 class Vm:
     """One kernel table, for any number of distros; `with` sets it up and puts it back."""
 
-    def __init__(self, generation: str = "none") -> None:
-        """generation: of GENERATIONS, what its distros have from WSL."""
+    def __init__(self, generation: str = "none", source: Path = TREE) -> None:
+        """generation: of GENERATIONS, what its distros have from WSL. source: the tree that is installed in them."""
         self.generation = generation
+        self.source = source
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -140,7 +141,7 @@ class Vm:
             stack.callback(remove_cgroup, self.cgroup)
             self.tree = self.directory / "installed"
             subprocess.run(
-                ["make", "--quiet", "-C", TREE, "install", f"DESTDIR={self.tree}"],
+                ["make", "--quiet", "-C", self.source, "install", f"DESTDIR={self.tree}"],
                 check=True,
                 stdout=subprocess.DEVNULL,
             )
@@ -341,12 +342,15 @@ class Distro:
         return self.answer() == "/init /tmp/program.exe arg0 hello"
 
     @contextlib.contextmanager
-    def launching(self) -> Iterator[Launches]:
-        """Start a Windows program over and over meanwhile; yields the count, filled in at the end."""
+    def launching(self, program: str = "") -> Iterator[Launches]:
+        """Start a program over and over meanwhile, a Windows program by default.
+
+        Yields the count, filled in at the end.
+        """
         shutil.copy(self.vm.root / "launch", self.path("/run/launch"))
         launches = Launches()
         with subprocess.Popen(
-            self.command("/run/launch", self.windows_program()), stdout=subprocess.PIPE, text=True
+            self.command("/run/launch", program or self.windows_program()), stdout=subprocess.PIPE, text=True
         ) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "launching\n"

@@ -3,14 +3,20 @@
 
 from __future__ import annotations
 
+import os
+import struct
 import time
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     import bed
+
+# Files for a distro in which binfmt.d of the machine around it is not to count.
+NO_BINFMT_D_OF_USR = {f"/etc/binfmt.d/{path.name}": "" for path in Path("/usr/lib/binfmt.d").glob("*.conf")}
 
 
 def eventually(condition: Callable[[], object], seconds: float = 5) -> float:
@@ -20,6 +26,12 @@ def eventually(condition: Callable[[], object], seconds: float = 5) -> float:
         assert time.monotonic() < start + seconds, "it did not come to hold"
         time.sleep(0.002)
     return time.monotonic() - start
+
+
+def inodes(vm: bed.Vm) -> dict[str, int]:
+    """Inodes of the entries, by name."""
+    with os.scandir(vm.table) as files:
+        return {file.name: file.inode() for file in files if file.name not in ("register", "status")}
 
 
 def first(vm: bed.Vm) -> str:
@@ -34,21 +46,35 @@ def right(vm: bed.Vm) -> bool:
     ]
 
 
+STATE = "systemctl is-active wsl-binfmt.service; ls /run/wsl-binfmt; systemctl list-jobs"
+
+
 def quiet(distro: bed.Distro) -> bool:
     """Whether the distro has nothing left to do, and still watches."""
-    return (
-        "No jobs" in distro.systemctl("list-jobs")
-        and "ActiveState=inactive" in distro.systemctl("show", "--property=ActiveState", "wsl-binfmt-restore.service")
-        and distro.systemctl("show", "--property=SubState", "wsl-binfmt-restore.path").strip() == "SubState=waiting"
-    )
+    done = distro.shell(STATE, check=False)
+    return done.startswith("active\n") and ".after\n" not in done and "No jobs" in done
 
 
 def all_quiet(distros: Iterable[bed.Distro], seconds: float = 20) -> None:
     """Wait until no distro has anything left to do."""
     for distro in distros:
-        eventually(partial(quiet, distro), seconds)
+        try:
+            eventually(partial(quiet, distro), seconds)
+        except AssertionError as e:
+            raise AssertionError(distro.shell(f"{STATE}; journalctl --quiet --lines=30", check=False)) from e
 
 
 def no_jobs(distro: bed.Distro) -> bool:
     """Whether systemd has nothing queued."""
     return "No jobs" in distro.systemctl("list-jobs")
+
+
+def foreign_program(distro: bed.Distro, path: str = "/tmp/foreign") -> str:
+    """Put a program for another processor there, aarch64, that does exit(42); returns `path`."""
+    base, code = 0x400000, bytes.fromhex("400580d2 a80b80d2 010000d4")  # mov x0, 42; mov x8, 93; svc 0
+    header = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")  # elf(5)
+    header += struct.pack("<HHIQQQIHHHHHH", 2, 183, 1, base + 120, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, base, base, 120 + len(code), 120 + len(code), 0x1000)
+    distro.path(path).write_bytes(header + segment + code)
+    distro.path(path).chmod(0o755)
+    return path

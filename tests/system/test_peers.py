@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import bed
-from checks import eventually, no_jobs, quiet, right
+from checks import NO_BINFMT_D_OF_USR, eventually, no_jobs, quiet, right
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,13 +54,14 @@ def test_an_unprotected_peer_shuts_down(any_vm: Vm, boot: Boot) -> None:
     distro = boot(any_vm)
     eventually(lambda: quiet(distro))
     before = set(any_vm.names()) - {"WSLInterop-late"}  # which is WSL's to bring back
+    inode = (any_vm.table / "WSLInterop").stat().st_ino
     with distro.launching() as launches:
         with any_vm.distro(installed=False) as peer:
             peer.shutdown()
         eventually(lambda: set(any_vm.names()) >= before and right(any_vm))
     if any_vm.generation != "2.9":
-        assert launches.failed > 0, "it did not wipe: this test shows nothing"
-    assert launches.outage < 1000
+        assert (any_vm.table / "WSLInterop").stat().st_ino != inode, "it did not wipe: this test shows nothing"
+    assert launches.failed <= 5
     assert distro.interop()
 
 
@@ -74,18 +75,32 @@ def test_without_us_a_peers_shutdown_is_felt(vm: Vm, boot: Boot) -> None:
     assert vm.entry("WSLInterop") is None
 
 
-def test_two_restart_at_once(any_vm: Vm, boot: Boot) -> None:
-    distros = [boot(any_vm, files={"/etc/binfmt.d/wine.conf": ":wine:M::MZ::/bin/true:\n"}) for _ in range(2)]
+@pytest.mark.parametrize("names", ["one", "two"])
+def test_two_restart_at_once(any_vm: Vm, boot: Boot, names: str) -> None:
+    """Two distros that have rules of the same name, or of their own."""
+    distros = [
+        boot(
+            any_vm,
+            files={
+                **NO_BINFMT_D_OF_USR,
+                "/etc/binfmt.d/wine.conf": f":wine{number if names == 'two' else ''}:M::MZ::/bin/true:\n",
+            },
+            start_limit=False,
+        )
+        for number in range(2)
+    ]
     with distros[0].launching() as one, distros[1].launching() as other:
         for _ in range(20):
             for distro in distros:
                 distro.systemctl("restart", "--no-block", "systemd-binfmt.service")
         for distro in distros:
             eventually(partial(no_jobs, distro), 30)
-    assert one.failed == 0
-    assert other.failed == 0
+    # Each start registers a rival anew.
+    assert one.failed <= 40
+    assert other.failed <= 40
     eventually(lambda: right(any_vm))
-    if any_vm.generation not in ("2.6.1", "2.6"):  # whose override.conf fails where another registers meanwhile
+    # A rule fails where another distro has registered its name in between; so does WSL's own of override.conf.
+    if names == "two" and any_vm.generation in ("none", "2.9"):
         for distro in distros:
             assert distro.wait_until_up() == "running"
 
@@ -99,11 +114,11 @@ def test_shutdown_takes_no_longer(vm: Vm, boot: Boot) -> None:
 
 
 @pytest.mark.parametrize("write", WRITES)
-@pytest.mark.parametrize("verb", ["restore", "hold", "settle"])
-def test_killed_at_any_step(verb: str, write: int, vm: Vm, boot: Boot) -> None:
+@pytest.mark.parametrize("command", ["restore", "watch"])
+def test_killed_at_any_step(command: str, write: int, vm: Vm, boot: Boot) -> None:
     """A repair that is killed at a write leaves a handler, and the next one mends all."""
     distro = boot(vm)
-    distro.systemctl("stop", "wsl-binfmt-restore.path")
+    distro.systemctl("stop", "wsl-binfmt.service")
     eventually(lambda: right(vm))
     # WSL answers, but its entry is to be replaced: no F.
     vm.register(":spare:M::MZ::/init:PF")
@@ -111,23 +126,25 @@ def test_killed_at_any_step(verb: str, write: int, vm: Vm, boot: Boot) -> None:
     vm.write("register", ":WSLInterop:M::MZ::/init:P")
     with distro.launching() as launches:
         said = distro.run(
-            "strace", "-f", "-e", "trace=write", "-e", f"inject=write:signal=SIGKILL:when={write}",
-            "wsl-binfmt", verb, check=False,
+            "timeout", "--signal=TERM", "1", "strace", "-f", "-e", "trace=write",
+            "-e", f"inject=write:signal=SIGKILL:when={write}", "wsl-binfmt", command, check=False,
         )  # fmt: skip
     assert "killed by SIGKILL" in said or write > 4
     assert launches.failed == 0
-    if verb == "hold":
-        time.sleep(1)
-    distro.run("wsl-binfmt", "restore")
-    assert right(vm)
+    distro.systemctl("start", "wsl-binfmt.service")
+    assert eventually(lambda: right(vm)) < 1.5
+    assert distro.interop()
+
+
+HOOK = "/usr/lib/wsl-binfmt-generator/service-hook"
 
 
 def test_a_distro_that_dies_in_a_hold_leaves_nothing(vm: Vm, boot: Boot) -> None:
     distro = boot(vm)
     with vm.distro() as peer:
-        peer.systemctl("stop", "wsl-binfmt-restore.path")
-        peer.run("wsl-binfmt", "hold")
+        peer.systemctl("stop", "wsl-binfmt.service")
+        peer.run("env", "INVOCATION_ID=dead", HOOK, "starting", "systemd-binfmt.service", "yes")
         peer.kill()
-    assert [name for name in vm.names() if name.startswith("WSLInterop-held-by-")]
+    assert "WSLInterop-held-by-dead" in vm.names()
     assert eventually(lambda: right(vm)) < 1.5
     eventually(lambda: quiet(distro))

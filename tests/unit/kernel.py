@@ -23,7 +23,7 @@ WSL = b":WSLInterop:M::MZ::/init:FP"
 class Format:
     """An entry. It is kept as fields: its text is made from them."""
 
-    def __init__(self, rule: bytes, inode: int, registered: float) -> None:
+    def __init__(self, rule: bytes, inode: int) -> None:
         fields = rule[1:].split(rule[:1])
         self.name = fields[0].decode()
         self.by_extension = fields[1] == b"E"
@@ -34,7 +34,6 @@ class Format:
         self.flags = fields[6]
         self.enabled = True
         self.inode = inode
-        self.registered = registered
 
     @property
     def text(self) -> bytes:
@@ -62,29 +61,32 @@ class Format:
 class Table:
     """The table. `formats` has the newest first, `writes` all that was written, `after` is called after each.
 
-    What the distro notes is here as well, in `notes`.
+    What the distro notes is here as well, in `notes`, and the time, in `now`.
     """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, now: float = 1e9) -> None:
-        """Take the place of the kernel's. now: the time, for all who ask the module `time`."""
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Take the place of the kernel's."""
         self.formats: list[Format] = []
         self.writes: list[tuple[str, bytes]] = []
         self.notes: dict[str, bytes] = {}
         self.refused: set[bytes] = set()
         self.after: Callable[[], None] = lambda: None
-        self.now = now
+        self.now = 1e3
         self._inodes = itertools.count(2)
         monkeypatch.setattr(table, "_write", self._write)
-        monkeypatch.setattr(table, "names", lambda: [entry.name for entry in self.formats])
+        monkeypatch.setattr(table, "entries", lambda: {entry.name: entry.inode for entry in self.formats})
         monkeypatch.setattr(table, "text", self._text)
-        monkeypatch.setattr(table, "inode", self._inode)
-        monkeypatch.setattr(table, "registered", lambda name: self.get(name).registered)
         monkeypatch.setattr(table, "Lock", _NoLock)
-        monkeypatch.setattr(time, "time", lambda: self.now)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
         monkeypatch.setattr(notes, "read", self.notes.get)
         monkeypatch.setattr(notes, "write", self.notes.__setitem__)
-        monkeypatch.setattr(notes, "forget", self._forget)
-        monkeypatch.setattr(notes, "rename", self._rename)
+        monkeypatch.setattr(notes, "forget", lambda name: self.notes.pop(name, None))
+        monkeypatch.setattr(notes, "version", self._version)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the entries, the newest first."""
+        return [entry.name for entry in self.formats]
 
     def get(self, name: str) -> Format:
         """An entry; raises FileNotFoundError."""
@@ -93,38 +95,33 @@ class Table:
                 return entry
         raise FileNotFoundError(name)
 
-    def add(self, rule: bytes, *, enabled: bool = True, age: float = 100.0) -> None:
-        """Have an entry registered some seconds ago, as the newest."""
-        entry = Format(rule, next(self._inodes), self.now - age)
+    def add(self, rule: bytes, *, enabled: bool = True) -> None:
+        """Have an entry registered, as the newest."""
+        entry = Format(rule, next(self._inodes))
         entry.enabled = enabled
         self.formats.insert(0, entry)
+
+    def drop(self, name: str) -> None:
+        """Have an entry removed by somebody."""
+        self.formats.remove(self.get(name))
+
+    def list_as(self, note: str) -> None:
+        """List the entries as service-hook does."""
+        lines = [f"{entry.inode:>8} {entry.name}\n" for entry in sorted(self.formats, key=lambda entry: entry.name)]
+        self.notes[note] = "".join(["  1 register\n", *lines, "  2 status\n", "end\n"]).encode()
 
     def winner(self) -> Format | None:
         """Who is given a Windows program."""
         return next((entry for entry in self.formats if entry.takes_windows()), None)
 
-    def _rename(self, name: str, to: str) -> None:
-        for note in list(self.notes):
-            if note == name or note.startswith(f"{name}/"):
-                self.notes[to + note[len(name) :]] = self.notes.pop(note)
-
-    def _forget(self, name: str) -> None:
-        for note in list(self.notes):
-            if note == name or note.startswith(f"{name}/"):
-                del self.notes[note]
+    def _version(self, name: str) -> tuple[int, int]:
+        return (hash(self.notes[name]), 1) if name in self.notes else (0, 0)
 
     def _text(self, name: str) -> bytes | None:
         try:
             return self.get(name).text
         except FileNotFoundError:
-            # As anywhere in the directory, the controls can be read as well.
             return b"enabled\n" if name == "status" else None
-
-    def _inode(self, name: str) -> int:
-        try:
-            return self.get(name).inode
-        except FileNotFoundError:
-            return 0
 
     def _write(self, name: str, data: bytes) -> None:
         if "\0" in name:
@@ -135,22 +132,22 @@ class Table:
             rule_name = fields[0].decode()
             if data in self.refused or len(fields) != 7 or "/" in rule_name or rule_name in ("", ".", ".."):
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-            if rule_name in ("register", "status", *(entry.name for entry in self.formats)):
+            if rule_name in ("register", "status", *self.names):
                 raise FileExistsError(rule_name)
-            self.add(data, age=0)
+            self.add(data)
         elif name == "status":
             assert data == b"-1"
             self.formats.clear()
         elif data == b"-1":
-            self.formats.remove(self.get(name))
+            self.drop(name)
         else:
             self.get(name).enabled = data == b"1"
         self.after()
 
 
 class _NoLock:
-    def __enter__(self) -> None:
-        pass
+    def __enter__(self) -> bool:
+        return True
 
     def __exit__(self, *_: object) -> None:
         pass

@@ -27,7 +27,6 @@ WSL_RELEASE = "6.6.87.2-microsoft-standard-WSL2\n"
 
 GUARD = "systemd-binfmt.service.d/50-wsl-binfmt.conf"
 SUPPORT = "binfmt-support.service.d/50-wsl-binfmt.conf"
-TIMER = "wsl-binfmt-recheck.timer.d/50-wsl-binfmt.conf"
 
 
 def load_generator() -> Any:

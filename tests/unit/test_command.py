@@ -16,24 +16,28 @@ import pytest
 
 import kernel
 import support
-from wsl_binfmt import binfmt_d, command, interop, table
+from wsl_binfmt import command, formats, interop, table, watch
 
-BY_SYSTEMD = {b"INVOCATION_ID": b"0" * 32}
-BY_HAND: dict[bytes, bytes] = {}
+SERVICE = formats.SERVICES[0]
+STAND_IN = "WSLInterop-held-by-1"
 Captured = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
 def wsl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> kernel.Table:
     """A distro in which nothing is wrong; paths that are looked at are in tmp_path."""
-    formats = kernel.Table(monkeypatch)
-    formats.add(kernel.WSL)
-    for name in "register", "status", "init", "decision":
+    memory = kernel.Table(monkeypatch)
+    memory.add(kernel.WSL)
+    for name in "register", "status", "init", "wanted":
         (tmp_path / name).touch(0o755)
     monkeypatch.setattr(table, "DIRECTORY", str(tmp_path))
-    monkeypatch.setattr(command, "INIT", str(tmp_path / "init"))
-    monkeypatch.setattr(command, "DECISION", str(tmp_path / "decision"))
-    return formats
+    monkeypatch.setattr(interop, "INIT", str(tmp_path / "init"))
+    monkeypatch.setattr(interop, "rule", lambda name: f":{name}:M::MZ::{tmp_path}/init:FP".encode())
+    monkeypatch.setattr(watch, "WANTED", str(tmp_path / "wanted"))
+    monkeypatch.setattr(command, "switch_on", lambda: False)
+    memory.formats.clear()
+    memory.add(interop.rule("WSLInterop"))
+    return memory
 
 
 @pytest.mark.parametrize(
@@ -47,74 +51,90 @@ def wsl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> kernel.Table:
         ["Restore"],
         ["restore", "x"],
         ["restore", ""],
-        ["hold", "hold"],
+        ["hold"],
+        ["started"],
+        ["started", "x"],
+        ["stopped", ""],
+        ["watch", "x"],
         ["--help", "restore"],
     ],
 )
-@pytest.mark.parametrize("environ", [BY_HAND, BY_SYSTEMD])
-def test_wrong(wsl: kernel.Table, capfd: Captured, args: list[str], environ: dict[bytes, bytes]) -> None:
-    """Wrong arguments: usage on stderr, exit status 2, and nothing is done."""
+def test_wrong(wsl: kernel.Table, capfd: Captured, args: list[str]) -> None:
+    """Wrong arguments: usage on stderr and what is wrong, exit status 2, and nothing is done."""
     wsl.formats.clear()
-    assert command.run(args, environ) == 2
+    assert command.run(args) == 2
     said = capfd.readouterr()
-    assert (said.out, said.err) == ("", command.USAGE + "\n")
+    assert said.out == ""
+    assert said.err.startswith(command.USAGE + "\nwsl-binfmt: ")
+    assert said.err.count("\n") == 2
     assert wsl.writes == []
 
 
 @pytest.mark.parametrize("option", ["-h", "--help"])
 def test_help(capfd: Captured, option: str) -> None:
     """The help has the usage, every subcommand, and lines no wider than a terminal."""
-    assert command.run([option], BY_HAND) == 0
+    assert command.run([option]) == 0
     said = capfd.readouterr()
     assert said.err == ""
     assert said.out.startswith(command.USAGE + "\n\n")
-    for action in command.ACTIONS:
+    for action in command.USAGE.split()[2].split("|"):
         assert re.search(rf"^  {action} ", said.out, re.MULTILINE)
-        assert action in command.USAGE
+    # What only units run is not for people.
+    assert not re.search("watch|started|stopped", said.out)
     assert max(map(len, said.out.splitlines())) <= 80
 
 
 def test_version(capfd: Captured) -> None:
     """The version is put in by the installation, from the one place that has it."""
-    assert command.run(["--version"], BY_HAND) == 0
+    assert command.run(["--version"]) == 0
     said = capfd.readouterr()
     assert (said.out, said.err) == ("wsl-binfmt @VERSION@\n", "")
     assert "s/@VERSION@/" in (support.TREE / "Makefile").read_text()
 
 
-@pytest.mark.parametrize("environ", [BY_HAND, BY_SYSTEMD])
 @pytest.mark.usefixtures("wsl")
-def test_nothing_wrong(capfd: Captured, environ: dict[bytes, bytes]) -> None:
+def test_nothing_wrong(capfd: Captured) -> None:
     """Nothing wrong, nothing said."""
-    assert command.run(["restore"], environ) == 0
+    assert command.run(["restore"]) == 0
     assert capfd.readouterr() == ("", "")
 
 
 def test_restored(wsl: kernel.Table, capfd: Captured) -> None:
     """What was wrong is said, once."""
     wsl.formats.clear()
-    assert command.run(["restore"], BY_SYSTEMD) == 0
+    assert command.run(["restore"]) == 0
     assert capfd.readouterr() == ("", "wsl-binfmt: WSLInterop is missing: restored\n")
-    assert table.names() == ["WSLInterop"]
+    assert wsl.names == ["WSLInterop"]
 
 
 def test_not_for_us(wsl: kernel.Table, capfd: Captured, tmp_path: Path) -> None:
-    """By hand, in a distro that is not to be protected; systemd is not asked, it has decided."""
-    (tmp_path / "decision").unlink()
+    """By hand, in a distro that is not to be protected; what units run goes with the units."""
+    (tmp_path / "wanted").unlink()
     wsl.formats.clear()
-    assert command.run(["restore"], BY_HAND) == 0
+    assert command.run(["restore"]) == 0
     said = capfd.readouterr()
     assert said.err == "wsl-binfmt: not a WSL distro, or switched off in /etc/wsl.conf: nothing to do\n"
     assert wsl.writes == []
-    assert command.run(["restore"], BY_SYSTEMD) == 0
+    assert command.run(["started", SERVICE, STAND_IN]) == 0
     assert wsl.writes
+
+
+@pytest.mark.parametrize("action", ["started", "stopped"])
+def test_after_a_change(wsl: kernel.Table, action: str) -> None:
+    """The stand-in is released, WSLInterop is first; not where the user does not want it."""
+    wsl.add(interop.rule(STAND_IN))
+    wsl.add(b":wine:M::MZ::/usr/bin/wine:")
+    assert command.run([action, SERVICE]) == 0
+    assert wsl.names == ["wine", STAND_IN, "WSLInterop"]
+    assert command.run([action, SERVICE, STAND_IN]) == 0
+    assert wsl.names == ["WSLInterop", "wine"]
 
 
 def test_not_mounted(wsl: kernel.Table, capfd: Captured, tmp_path: Path) -> None:
     """Without a table there is nothing to do."""
     (tmp_path / "register").unlink()
     wsl.formats.clear()
-    assert command.run(["restore"], BY_SYSTEMD) == 0
+    assert command.run(["restore"]) == 0
     assert capfd.readouterr().err == f"wsl-binfmt: {tmp_path} is not mounted: nothing to do\n"
     assert wsl.writes == []
 
@@ -127,7 +147,7 @@ def test_read_only(wsl: kernel.Table, capfd: Captured, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(posix, "statvfs", lambda _path: ReadOnly())
     wsl.formats.clear()
-    assert command.run(["restore"], BY_SYSTEMD) == 0
+    assert command.run(["restore"]) == 0
     assert capfd.readouterr().err == f"wsl-binfmt: {tmp_path} is read-only: nothing to do\n"
     assert wsl.writes == []
 
@@ -136,8 +156,8 @@ def test_no_init(wsl: kernel.Table, capfd: Captured, tmp_path: Path) -> None:
     """Without /init, there is nothing to register, and Windows programs do not start."""
     (tmp_path / "init").unlink()
     wsl.formats.clear()
-    assert command.run(["restore"], BY_SYSTEMD) == 1
-    assert f"{tmp_path}/init cannot be run" in capfd.readouterr().err
+    assert command.run(["restore"]) == 1
+    assert "/init cannot be run" in capfd.readouterr().err
     assert wsl.writes == []
 
 
@@ -154,26 +174,16 @@ def test_no_init(wsl: kernel.Table, capfd: Captured, tmp_path: Path) -> None:
 def test_fails(capfd: Captured, monkeypatch: pytest.MonkeyPatch, error: OSError, message: str) -> None:
     """What fails is one line, and exit status 1."""
 
-    def fail(_sight: interop.Sight) -> NoReturn:
+    def fail() -> NoReturn:
         raise error
 
-    monkeypatch.setattr(interop, "restore", fail)
-    assert command.run(["restore"], BY_SYSTEMD) == 1
+    monkeypatch.setattr(table, "entries", fail)
+    assert command.run(["restore"]) == 1
     said = capfd.readouterr()
     assert said.out == ""
     assert message in said.err
     assert said.err.startswith("wsl-binfmt: ")
     assert said.err.count("\n") == 1
-
-
-def test_hold(wsl: kernel.Table, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """`hold` leaves the stand-in, `restore` removes it."""
-    monkeypatch.setattr(binfmt_d, "ROOT", str(tmp_path / "none"))
-    assert command.run(["hold"], BY_SYSTEMD) == 0
-    assert table.names() == [interop.stand_in(), "WSLInterop"]
-    assert command.run(["restore"], BY_SYSTEMD) == 0
-    assert table.names() == ["WSLInterop"]
-    assert wsl.get("WSLInterop").enabled
 
 
 def run(redirection: str, *args: str) -> subprocess.CompletedProcess[str]:
@@ -205,7 +215,7 @@ def run(redirection: str, *args: str) -> subprocess.CompletedProcess[str]:
         ("2>/dev/full", ["restore"], 0),
     ],
 )
-@pytest.mark.skipif(Path(command.DECISION).exists(), reason="this machine is a WSL distro, that is protected")
+@pytest.mark.skipif(Path(watch.WANTED).exists(), reason="this machine is a WSL distro, that is protected")
 def test_process(redirection: str, args: list[str], status: int) -> None:
     """Exit status, and never a traceback; channels that are closed or full change neither."""
     done = run(redirection, *args)

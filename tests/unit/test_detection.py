@@ -93,10 +93,10 @@ def test_settings_decide(generator: Any, protect: str, interop: str) -> None:
     drop_ins = {name for name in found if name.endswith(".conf")}
     links = found - drop_ins
     assert f"/out/{support.GUARD}" in drop_ins
-    texts = [support.fake_text(files, name) for name in drop_ins if name != f"/out/{support.TIMER}"]
+    texts = [support.fake_text(files, name) for name in drop_ins]
     targets = [generator.posix.readlink(name) for name in links]
     assert all(target.startswith("/usr/lib/systemd/system/") for target in targets)
     # What registers anything is not for a distro that switched interop off.
-    assert all(("/usr/bin/wsl-binfmt" in text) == (interop == "true") for text in texts)
-    assert any("restore" in target for target in targets) == (interop == "true")
+    assert all((" starting %n no\n" in text) == (interop == "false") for text in texts)
+    assert any("wsl-binfmt.service" in target for target in targets) == (interop == "true")
     assert any(target.endswith("-status.mount") for target in targets)

@@ -22,8 +22,7 @@ NAME = "wsl-binfmt-generator: "
 # What a unit of ours may say; a typing error is something that systemd only warns of.
 KEYS = {
     "Unit": {"Documentation", "SourcePath", "ConditionPathIsReadWrite"},
-    "Service": {"BindPaths", "BindReadOnlyPaths", "ExecStartPre", "ExecStartPost", "ExecStopPost", "ExecReload"},
-    "Timer": {"OnCalendar"},
+    "Service": {"BindPaths", "ExecStartPre", "ExecStartPost", "ExecStopPost", "ExecReload"},
 }
 
 
@@ -53,18 +52,64 @@ def test_units(distro: support.Machine) -> None:
             assert text == f"-> /usr/lib/systemd/system/{unit}"
             assert (support.TREE / "units" / unit).is_file()
         else:
-            assert name.endswith(".d/50-wsl-binfmt.conf")
+            assert name.endswith((".d/50-wsl-binfmt.conf", ".d/zz-wsl-binfmt.conf"))
             for section, settings in support.parse_unit(text).items():
                 assert {key for key, _ in settings} <= KEYS[section]
 
 
-def test_timer(distro: support.Machine) -> None:
-    """The second look is due when the next second begins, by which the watch sees again."""
-    before = int(time.time())
+REGISTERS = "[Service]\nExecStartPost=/bin/sh -c 'echo :WSLInterop:M::MZ::/init:PF >/proc/sys/fs/binfmt_misc/register'"
+
+
+@pytest.mark.parametrize("directory", ["etc", "run", "usr/local/lib", "usr/lib"])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (REGISTERS, True),  # and no newline
+        (REGISTERS + "\n", True),
+        (REGISTERS.replace("Post=", "Post = -"), True),
+        (REGISTERS.replace("Post", ""), True),
+        (REGISTERS.replace("echo ", "echo \\\n"), True),
+        (REGISTERS.replace("Exec", "#Exec"), False),
+        ("# see :WSLInterop: and /proc/sys/fs/binfmt_misc/register\n[Unit]\n", False),
+        (REGISTERS.replace("echo", "echo -1 >WSLInterop; echo"), False),  # removes it first
+        ("[Service]\nExecStartPost=/bin/sh -c 'echo 1 >/proc/sys/fs/binfmt_misc/WSLInterop'\n", False),
+        ("[Service]\nExecStopPost=/bin/echo :WSLInterop:\n", False),
+    ],
+)
+def test_registers_interop(distro: support.Machine, directory: str, text: str, expected: bool) -> None:
+    """Beside a drop-in that registers WSLInterop, that is removed before, and ours runs after it."""
+    for service in "systemd-binfmt.service", "binfmt-support.service":
+        drop_ins = distro.root / directory / "systemd/system" / f"{service}.d"
+        distro.write(str(drop_ins / "a.conf"), "[Service]\n")
+        if service == "systemd-binfmt.service":
+            distro.write(str(drop_ins / "wsl.conf"), text)
     assert distro.run().returncode == 0
-    ((key, due),) = support.parse_unit(distro.output()[support.TIMER])["Timer"]
-    assert (key, due[0]) == ("OnCalendar", "@")
-    assert before < int(due[1:]) <= int(time.time()) + 1
+    written = distro.output()
+    hold = "replaced" if expected else "yes"
+    assert f" starting %n {hold}\n" in written[support.GUARD]
+    late = "systemd-binfmt.service.d/zz-wsl-binfmt.conf"
+    assert (late in written) is expected
+    assert (
+        f"ExecStartPost=-+/usr/lib/wsl-binfmt-generator/service-hook started %n {hold}\n"
+        in written[late if expected else support.GUARD]
+    )
+    assert " starting %n yes\n" in written[support.SUPPORT]
+
+
+def test_drop_ins_that_are_no_files(distro: support.Machine) -> None:
+    """A FIFO, a directory, a device without an end, and a link to nothing are passed over."""
+    drop_ins = distro.root / "etc/systemd/system/systemd-binfmt.service.d"
+    drop_ins.mkdir(parents=True)
+    os.mkfifo(drop_ins / "a.conf")
+    (drop_ins / "b.conf").mkdir()
+    (drop_ins / "c.conf").symlink_to("/dev/zero")
+    (drop_ins / "d.conf").symlink_to("nowhere")
+    (drop_ins / "e.conf").write_bytes(b"\xff\0")
+    (distro.root / "run/systemd").mkdir(parents=True)
+    (distro.root / "run/systemd/system").write_text("")
+    done = distro.run()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert " starting %n yes\n" in distro.output()[support.GUARD]
 
 
 def test_empty_drop_in_is_none(distro: support.Machine) -> None:
@@ -165,12 +210,12 @@ def test_replaced(distro: support.Machine) -> None:
 
 
 def test_again(distro: support.Machine) -> None:
-    """A second run, into what the first has written, changes nothing but the time in it, links included."""
+    """A second run, into what the first has written, changes nothing, links included."""
     distro.run()
     first = distro.output()
     done = distro.run()
     assert (done.returncode, done.stderr) == (0, "")
-    assert {**distro.output(), support.TIMER: first[support.TIMER]} == first
+    assert distro.output() == first
     assert_nothing_hidden(distro.out)
 
 
@@ -244,7 +289,7 @@ def test_fails_after_a_part(distro: support.Machine) -> None:
     done = distro.run(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)))
     assert done.returncode == 1
     assert complaints(done.stderr) == {
-        f"cannot write {distro.out}/{name}: File too large" for name in (support.GUARD, support.SUPPORT, support.TIMER)
+        f"cannot write {distro.out}/{name}: File too large" for name in (support.GUARD, support.SUPPORT)
     }
     assert (distro.out / support.GUARD).read_text() == "older"
     assert support.SUPPORT not in distro.output()

@@ -287,7 +287,7 @@ def test_what_is_written(text: bytes) -> None:
     output = READER.module.output(protect, interop)
     assert (support.GUARD in output) == protect
     assert protect or not output
-    assert ("wsl-binfmt restore" in "".join(output.values())) == (protect and interop)
+    assert (" starting %n yes\n" in "".join(output.values())) == (protect and interop)
     for path, written in output.items():
         if path.endswith(".conf"):
             support.parse_unit(written)

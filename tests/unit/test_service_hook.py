@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: MIT
+"""service-hook: when it leaves Python out, and what it asks for otherwise. The table is a directory here."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import support
+from wsl_binfmt import interop, table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SERVICE = "systemd-binfmt.service"
+STAND_IN = "WSLInterop-held-by-id"
+WSL = "enabled\ninterpreter /init\nflags: PF\noffset 0\nmagic 4d5a\n"
+
+
+class Hook(NamedTuple):
+    """The script, with the directory `at` in place of each that it uses."""
+
+    at: Path
+
+    def write(self, path: str, text: str) -> None:
+        """Write a file below the directory."""
+        (self.at / path).write_text(text)
+        (self.at / path).chmod(0o755 if text.startswith("#!") else 0o644)
+
+    def run(self, action: str, interop: str = "yes", jobs: str = "") -> str:
+        """Run it; returns what wsl-binfmt was asked to do. jobs: what systemctl says of the service."""
+        self.write("wsl-binfmt", f'#!/bin/sh\necho "$@" >>{self.at}/asked\n')
+        self.write("systemctl", f"#!/bin/sh\necho '{jobs}'\n")
+        self.write("asked", "")
+        done = subprocess.run(
+            ["sh", self.at / "service-hook", action, SERVICE, interop],
+            check=False,
+            capture_output=True,
+            text=True,
+            env={"PATH": f"{self.at}:/usr/bin:/bin", "INVOCATION_ID": "id"},
+        )
+        assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
+        return (self.at / "asked").read_text().strip()
+
+    def table(self, *names: str) -> dict[str, str]:
+        """Text of files of the table; "" for one that is not there."""
+        files = {name: self.at / "table" / name for name in names}
+        return {name: path.read_text() if path.exists() else "" for name, path in files.items()}
+
+
+@pytest.fixture
+def hook(tmp_path: Path) -> Hook:
+    """A distro in which nothing is wrong, whose service has never started."""
+    text = (support.TREE / "generator/service-hook").read_text()
+    for path, name in (
+        ("/proc/sys/fs/binfmt_misc", "table"),
+        ("/run/wsl-binfmt", "run"),
+        ("/usr/bin/wsl-binfmt", "wsl-binfmt"),
+        ("/init ]", "init ]"),
+    ):
+        assert path in text
+        text = text.replace(path, f"{tmp_path}/{name}")
+    made = Hook(tmp_path)
+    made.write("service-hook", text)
+    made.write("init", "#!")
+    (tmp_path / "table").mkdir()
+    for name, content in ("WSLInterop", WSL), (STAND_IN, WSL), ("register", ""), ("status", "enabled\n"):
+        made.write(f"table/{name}", content)
+    return made
+
+
+def test_starting(hook: Hook) -> None:
+    """It lists the entries, and holds a stand-in."""
+    assert hook.run("starting") == ""
+    listed = (hook.at / f"run/{SERVICE}.before").read_text()
+    assert f"{(hook.at / 'table/WSLInterop').stat().st_ino} WSLInterop\n" in listed
+    assert hook.table("register", STAND_IN, "WSLInterop") == {
+        "register": f":{STAND_IN}:M::MZ::/init:FP\n",
+        STAND_IN: WSL,
+        "WSLInterop": WSL,
+    }
+
+
+def test_starting_while_disabled(hook: Hook) -> None:
+    """The stand-in is disabled, too."""
+    hook.write("table/WSLInterop", WSL.replace("enabled", "disabled"))
+    hook.run("starting")
+    assert hook.table(STAND_IN)[STAND_IN] == "0\n"
+
+
+def test_starting_for_an_administrators_line(hook: Hook) -> None:
+    """It fails if WSLInterop is there; which is removed only if there is a stand-in."""
+    hook.run("starting", "replaced")
+    assert hook.table("WSLInterop")["WSLInterop"] == "-1\n"
+    hook.write("table/WSLInterop", WSL)
+    (hook.at / "table/register").unlink()
+    (hook.at / "table/register").mkdir()
+    hook.run("starting", "replaced")
+    assert hook.table("WSLInterop")["WSLInterop"] == WSL
+
+
+@pytest.mark.parametrize("case", ["not wanted", "no init"])
+def test_starting_without_interop(hook: Hook, case: str) -> None:
+    """Nothing is registered where the user does not want it, or there is nothing to register."""
+    if case == "no init":
+        (hook.at / "init").unlink()
+    hook.run("starting", "no" if case == "not wanted" else "yes")
+    assert hook.table("register")["register"] == ""
+    assert (hook.at / f"run/{SERVICE}.before").exists()
+
+
+def test_started(hook: Hook) -> None:
+    """After a first start in which nothing went wrong, Python is left out: the watch notes the formats."""
+    hook.run("starting")
+    assert hook.run("started") == ""
+    assert (hook.at / f"run/{SERVICE}.after").exists()
+    assert hook.table(STAND_IN)[STAND_IN] == "-1\n"
+    # Nobody has noted it, and the service starts once more.
+    assert hook.run("starting") == f"started {SERVICE} {STAND_IN}"
+
+
+def test_started_again(hook: Hook) -> None:
+    """There are formats to compare with what it has registered now."""
+    hook.run("starting")
+    hook.write(f"run/{SERVICE}.formats", "")
+    assert hook.run("started") == f"started {SERVICE} {STAND_IN}"
+    assert hook.run("started", "no") == f"started {SERVICE}"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("WSLInterop", WSL.replace("/init", "/bin/echo")),
+        ("WSLInterop", WSL.replace("enabled", "disabled")),
+        ("WSLInterop", ""),
+        (STAND_IN, WSL.replace("enabled", "disabled")),
+        (STAND_IN, ""),
+    ],
+)
+def test_something_is_wrong(hook: Hook, name: str, text: str) -> None:
+    """WSLInterop leads elsewhere, is not as it was, or is not there."""
+    hook.run("starting")
+    hook.write(f"table/{name}", text)
+    assert hook.run("started") == f"started {SERVICE} {STAND_IN}"
+    assert hook.run("started", "no") == ""
+
+
+@given(st.sampled_from([0, 0, 1, 10]), st.binary(min_size=1, max_size=3), st.one_of(st.none(), st.binary(min_size=3)))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_entry_that_may_match(hook: Hook, offset: int, magic: bytes, mask: bytes | None) -> None:
+    """No entry that could match a Windows program is overlooked."""
+    text = f"enabled\ninterpreter /x\nflags: \noffset {offset}\nmagic {magic.hex()}\n"
+    if mask:
+        text += f"mask {mask[: len(magic)].hex()}\n"
+    hook.write("table/other", text)
+    hook.write(f"table/{STAND_IN}", WSL)
+    asked = hook.run("started")
+    if table.parse(text.encode()).may_match(interop.WINDOWS):
+        assert asked
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("extension .exe\n", True),
+        ("offset 0\nmagic 4d5a\n", True),
+        ("offset 0\nmagic 4d\n", True),
+        ("offset 1\nmagic 5a\n", True),
+        ("offset 10\nmagic 50\n", True),
+        ("offset 0\nmagic 7f454c46\nmask 00ffffff\n", True),
+        ("offset 0\nmagic 7f454c46\nmask f0ffffff\n", True),
+        ("offset 0\nmagic 7f454c46\nmask ffffff00\n", False),
+        ("offset 0\nmagic 7f454c46\n", False),
+        ("offset 0\nmagic 004d5a\n", False),
+    ],
+)
+def test_entries(hook: Hook, text: str, wrong: bool) -> None:
+    """What matches Windows programs calls for Python, and the formats of qemu do not."""
+    hook.write("table/other", "enabled\ninterpreter /x\nflags: F\n" + text)
+    assert bool(hook.run("started")) is wrong
+
+
+NOTED, LISTED, HALF = [f"{SERVICE}.formats"], [f"{SERVICE}.before", f"{SERVICE}.after"], [f"{SERVICE}.before"]
+
+
+@pytest.mark.parametrize(
+    ("notes", "job", "asked"),
+    [
+        ([], "stop", ""),  # nothing is this distro's
+        (NOTED, "stop", "stopped"),
+        (NOTED, "restart", ""),  # compared after the start
+        (NOTED, "", "stopped"),  # systemd could not be asked
+        (LISTED, "stop", "stopped"),
+        (LISTED, "restart", ""),
+        (HALF, "start", "failed"),
+        (HALF, "", "failed"),
+        ([*NOTED, *HALF], "restart", "failed"),
+        ([*NOTED, *HALF], "stop", "stopped"),
+    ],
+)
+def test_stopped(hook: Hook, notes: list[str], job: str, asked: str) -> None:
+    """Formats end with a service that stops; one that is restarted, or failed to start, keeps them."""
+    (hook.at / "run").mkdir()
+    for note in notes:
+        hook.write(f"run/{note}", "")
+    expected = f"{asked} {SERVICE} {STAND_IN}" if asked else ""
+    assert hook.run("stopped", jobs=f" 102 {SERVICE} {job} running" if job else "") == expected
