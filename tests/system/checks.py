@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 # Files for a distro in which binfmt.d of the machine around it is not to count.
 NO_BINFMT_D_OF_USR = {f"/etc/binfmt.d/{path.name}": "" for path in Path("/usr/lib/binfmt.d").glob("*.conf")}
 
+# Launches that may fail although the watch repairs WSLInterop at once: those before it gets to run, on a
+# machine that is busy with other things. How many they are is for `make bench` to say; were the watch to
+# miss a change, and poll a second later, they would be about a thousand.
+BEFORE_THE_WATCH = 100
+
 
 def eventually(condition: Callable[[], object], seconds: float = 5) -> float:
     """Wait until `condition` holds; returns how long that took, in seconds."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import bed
-from checks import NO_BINFMT_D_OF_USR, eventually, no_jobs, quiet, right
+from checks import BEFORE_THE_WATCH, NO_BINFMT_D_OF_USR, eventually, no_jobs, quiet, right
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +61,7 @@ def test_an_unprotected_peer_shuts_down(any_vm: Vm, boot: Boot) -> None:
         eventually(lambda: set(any_vm.names()) >= before and right(any_vm))
     if any_vm.generation != "2.9":
         assert (any_vm.table / "WSLInterop").stat().st_ino != inode, "it did not wipe: this test shows nothing"
-    assert launches.failed <= 5
+    assert launches.failed <= BEFORE_THE_WATCH
     assert distro.interop()
 
 
@@ -96,8 +96,8 @@ def test_two_restart_at_once(any_vm: Vm, boot: Boot, names: str) -> None:
         for distro in distros:
             eventually(partial(no_jobs, distro), 30)
     # Each start registers a rival anew.
-    assert one.failed <= 40
-    assert other.failed <= 40
+    assert one.failed <= BEFORE_THE_WATCH
+    assert other.failed <= BEFORE_THE_WATCH
     eventually(lambda: right(any_vm))
     # A rule fails where another distro has registered its name in between; so does WSL's own of override.conf.
     if names == "two" and any_vm.generation in ("none", "2.9"):

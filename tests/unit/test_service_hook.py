@@ -7,11 +7,8 @@ import subprocess
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 import support
-from wsl_binfmt import interop, table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,9 +58,12 @@ def hook(tmp_path: Path) -> Hook:
         ("/run/wsl-binfmt", "run"),
         ("/usr/bin/wsl-binfmt", "wsl-binfmt"),
         ("/init ]", "init ]"),
+        ("/etc/systemd/system", "etc"),
+        ("/run/systemd/system", "runtime"),
     ):
         assert path in text
         text = text.replace(path, f"{tmp_path}/{name}")
+    (tmp_path / "run").mkdir()
     made = Hook(tmp_path)
     made.write("service-hook", text)
     made.write("init", "#!")
@@ -149,39 +149,13 @@ def test_something_is_wrong(hook: Hook, name: str, text: str) -> None:
     assert hook.run("started", "no") == ""
 
 
-@given(st.sampled_from([0, 0, 1, 10]), st.binary(min_size=1, max_size=3), st.one_of(st.none(), st.binary(min_size=3)))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_entry_that_may_match(hook: Hook, offset: int, magic: bytes, mask: bytes | None) -> None:
-    """No entry that could match a Windows program is overlooked."""
-    text = f"enabled\ninterpreter /x\nflags: \noffset {offset}\nmagic {magic.hex()}\n"
-    if mask:
-        text += f"mask {mask[: len(magic)].hex()}\n"
-    hook.write("table/other", text)
-    hook.write(f"table/{STAND_IN}", WSL)
-    asked = hook.run("started")
-    if table.parse(text.encode()).may_match(interop.WINDOWS):
-        assert asked
-
-
-@pytest.mark.parametrize(
-    ("text", "wrong"),
-    [
-        ("extension .exe\n", True),
-        ("offset 0\nmagic 4d5a\n", True),
-        ("offset 0\nmagic 4d\n", True),
-        ("offset 1\nmagic 5a\n", True),
-        ("offset 10\nmagic 50\n", True),
-        ("offset 0\nmagic 7f454c46\nmask 00ffffff\n", True),
-        ("offset 0\nmagic 7f454c46\nmask f0ffffff\n", True),
-        ("offset 0\nmagic 7f454c46\nmask ffffff00\n", False),
-        ("offset 0\nmagic 7f454c46\n", False),
-        ("offset 0\nmagic 004d5a\n", False),
-    ],
-)
-def test_entries(hook: Hook, text: str, wrong: bool) -> None:
-    """What matches Windows programs calls for Python, and the formats of qemu do not."""
-    hook.write("table/other", "enabled\ninterpreter /x\nflags: F\n" + text)
-    assert bool(hook.run("started")) is wrong
+@pytest.mark.parametrize("directory", ["etc", "runtime"])
+def test_the_watch_is_masked(hook: Hook, directory: str) -> None:
+    """Then nobody else looks at what the service has done."""
+    (hook.at / directory).mkdir()
+    (hook.at / directory / "wsl-binfmt.service").symlink_to("/dev/null")
+    hook.run("starting")
+    assert hook.run("started") == f"started {SERVICE} {STAND_IN}"
 
 
 NOTED, LISTED, HALF = [f"{SERVICE}.formats"], [f"{SERVICE}.before", f"{SERVICE}.after"], [f"{SERVICE}.before"]
@@ -204,7 +178,6 @@ NOTED, LISTED, HALF = [f"{SERVICE}.formats"], [f"{SERVICE}.before", f"{SERVICE}.
 )
 def test_stopped(hook: Hook, notes: list[str], job: str, asked: str) -> None:
     """Formats end with a service that stops; one that is restarted, or failed to start, keeps them."""
-    (hook.at / "run").mkdir()
     for note in notes:
         hook.write(f"run/{note}", "")
     expected = f"{asked} {SERVICE} {STAND_IN}" if asked else ""
