@@ -22,7 +22,15 @@ NAME = "wsl-binfmt-generator: "
 # What a unit of ours may say; a typing error is something that systemd only warns of.
 KEYS = {
     "Unit": {"Documentation", "SourcePath", "ConditionPathIsReadWrite"},
-    "Service": {"BindPaths", "ExecStartPre", "ExecStartPost", "ExecStopPost", "ExecReload"},
+    "Service": {
+        "BindPaths",
+        "ExecReload",
+        "ExecStartPost",
+        "ExecStartPre",
+        "ExecStopPost",
+        "RuntimeDirectory",
+        "RuntimeDirectoryPreserve",
+    },
 }
 
 
