@@ -122,6 +122,12 @@ def test_units_verify(vm: Vm, boot: Boot) -> None:
     assert said == ""
 
 
+def test_the_watch_is_sandboxed(vm: Vm, boot: Boot) -> None:
+    """The bound, in tenths, is what systemd 252 says of it; of a service without any sandbox it says 96."""
+    distro = boot(vm)
+    distro.run("systemd-analyze", "security", "--threshold=34", "--no-pager", "wsl-binfmt.service")
+
+
 def test_the_guard_can_be_lifted(vm: Vm, boot: Boot) -> None:
     distro = boot(vm)
     assert "Read-only" in distro.shell("echo -1 >/proc/sys/fs/binfmt_misc/status", check=False)

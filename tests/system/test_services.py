@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from bed import BINFMT_SUPPORT, Vm
-from checks import BEFORE_THE_WATCH, eventually, foreign_program, right
+from checks import BEFORE_THE_WATCH, eventually, foreign_program, inodes, right
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,12 +118,12 @@ def test_a_refused_rule(any_vm: Vm, boot: Boot) -> None:
 
 
 @pytest.mark.parametrize("setting", ["ExecStart", "ExecStartPost"])
-@pytest.mark.parametrize("name", ["override", "wsl"])
+@pytest.mark.parametrize("path", ["/etc/{}/override.conf", "/usr/lib/{}/wsl.conf"])
 @pytest.mark.parametrize("rule", [":WSLInterop:M::MZ::/init:PF", ":WSLInterop:M::MZ::/init:P"])
-def test_beside_a_drop_in_that_registers_it(setting: str, name: str, rule: str, vm: Vm, boot: Boot) -> None:
-    """As many have been advised to have; it fails if the entry is there."""
-    drop_in = f"[Service]\n{setting}=/bin/sh -c 'echo {rule} >/proc/sys/fs/binfmt_misc/register'\n"
-    distro = boot(vm, files={f"/etc/systemd/system/{SYSTEMD_BINFMT}.d/{name}.conf": drop_in}, start_limit=False)
+def test_beside_a_drop_in_that_registers_it(setting: str, path: str, rule: str, vm: Vm, boot: Boot) -> None:
+    """As many have been advised to have; it fails if the entry is there. Its last line need not end with a newline."""
+    drop_in = f"[Service]\n{setting}=/bin/sh -c 'echo {rule} >/proc/sys/fs/binfmt_misc/register'"
+    distro = boot(vm, files={path.format(f"systemd/system/{SYSTEMD_BINFMT}.d"): drop_in}, start_limit=False)
     assert distro.wait_until_up() == "running"
     with distro.launching() as launches:
         for _ in range(5):
@@ -132,6 +132,18 @@ def test_beside_a_drop_in_that_registers_it(setting: str, name: str, rule: str, 
         assert eventually(lambda: right(vm)) < 2
     assert launches.failed == 0
     assert distro.interop()
+
+
+def test_beside_a_drop_in_that_only_names_it(vm: Vm, boot: Boot) -> None:
+    """A comment is no reason to remove the entry, which stays the one that it was."""
+    comment = "# see :WSLInterop: in /proc/sys/fs/binfmt_misc/register\n[Unit]\n"
+    distro = boot(vm, files={f"/etc/systemd/system/{SYSTEMD_BINFMT}.d/x.conf": comment})
+    before = inodes(vm)["WSLInterop"]
+    distro.systemctl("restart", SYSTEMD_BINFMT)
+    distro.systemctl("mask", "--now", "wsl-binfmt.service")
+    distro.systemctl("restart", SYSTEMD_BINFMT)
+    assert right(vm)
+    assert inodes(vm)["WSLInterop"] == before
 
 
 def test_a_rule_in_a_file_of_the_longest_name(vm: Vm, boot: Boot) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import subprocess
 import time
 from functools import partial
 from pathlib import Path
@@ -219,6 +220,41 @@ def test_disabled_by_hand_is_left_alone(any_vm: Vm, boot: Boot) -> None:
     eventually(lambda: quiet(distro))
     any_vm.write("status", "-1")
     eventually(lambda: right(any_vm))
+
+
+def test_flags_that_wsl_may_add_are_left_alone(vm: Vm, boot: Boot) -> None:
+    """C is one that WSL does not give today."""
+    distro = boot(vm)
+    vm.write("WSLInterop", "-1")
+    vm.register(":WSLInterop:M::MZ::/init:FPC")
+    eventually(lambda: (vm.entry("WSLInterop") or "").count("flags: POCF\n"))
+    before = inodes(vm)["WSLInterop"]
+    distro.systemctl("restart", "systemd-binfmt.service")
+    distro.run("wsl-binfmt", "restore")
+    eventually(lambda: quiet(distro))
+    assert inodes(vm)["WSLInterop"] == before
+
+
+def test_a_users_lock_delays_nobody(vm: Vm, boot: Boot) -> None:
+    """Any user may lock the table's directory; only root may open what we lock."""
+    distro = boot(vm, start_limit=False)
+    distro.systemctl("start", "systemd-binfmt.service")
+    command_of_a_user = "setpriv", "--reuid=65534", "--clear-groups"
+    with subprocess.Popen(distro.command(*command_of_a_user, "flock", bed.TABLE, "sleep", "60")):
+        try:
+            eventually(lambda: "65534" in distro.shell("ps -o uid= -C sleep", check=False))
+            start = time.monotonic()
+            for _ in range(5):
+                distro.systemctl("restart", "systemd-binfmt.service")
+            distro.run("wsl-binfmt", "restore")
+            # 0.5 s is what each would wait for the lock, LOCK_MAX in table.py.
+            assert time.monotonic() - start < 5 * 0.5
+            vm.write("WSLInterop", "-1")
+            assert eventually(lambda: right(vm)) < 0.5
+        finally:
+            distro.run("pkill", "-u", "65534", check=False)
+    refused = distro.run(*command_of_a_user, "flock", f"{bed.TABLE}/register", "true", check=False)
+    assert "Permission denied" in refused
 
 
 def test_update_binfmts_imports_a_rival(vm: Vm, boot: Boot) -> None:

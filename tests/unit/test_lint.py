@@ -64,6 +64,12 @@ def test_compiles() -> None:
                 ast.parse(annotation.value, mode="eval")
 
 
+def test_no_wall_clock() -> None:
+    """What waits, waits by the monotonic clock: WSL's other one jumps when Windows has slept."""
+    for source in SOURCES:
+        assert not re.search(r"\btime\.(time|time_ns|localtime|gmtime)\b|st_[amc]time\b|datetime", source.read_text())
+
+
 @pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=lambda path: str(path.relative_to(support.TREE)))
 def test_licence(path: Path) -> None:
     """Each file says under which licence it is."""
