@@ -15,7 +15,10 @@ import support
 if TYPE_CHECKING:
     from pathlib import Path
 
-USAGE = "usage: wsl-binfmt-generator [-v] NORMAL-DIR [EARLY-DIR LATE-DIR]\n"
+USAGE = """\
+usage: wsl-binfmt-generator [-v] NORMAL-DIR [EARLY-DIR LATE-DIR]
+       wsl-binfmt-generator --dry-run
+"""
 VERSION = re.search(r'^VERSION = "(.*)"$', support.GENERATOR.read_text(), re.MULTILINE)
 NAME = "wsl-binfmt-generator: "
 
@@ -37,6 +40,8 @@ NAME = "wsl-binfmt-generator: "
         ["--verbose"],
         ["-v", "one", "two"],
         ["-v", "-v"],
+        ["--dry-run", "out"],
+        ["-v", "--dry-run"],
         ["-v", "--help"],
         ["--help", "one"],
         ["--version", "one"],
@@ -63,7 +68,7 @@ def test_help(option: str) -> None:
     done = support.run(option, environment={})
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(USAGE)
-    for word in "-v", "--verbose", "-h", "--help", "--version", "WSL_BINFMT_ROOT", "Exit status":
+    for word in "-v", "--verbose", "--dry-run", "-h", "--help", "--version", "WSL_BINFMT_ROOT", "Exit status":
         assert word in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
 
@@ -105,6 +110,32 @@ def test_verbose(distro: support.Machine, option: str) -> None:
     assert (done.returncode, done.stdout) == (0, "")
     assert lines[0] == f"{NAME}a WSL distro, boot.protectbinfmt=true, interop.enabled=true"
     assert set(lines[1:]) == {f"{NAME}wrote {distro.out}/{name}" for name in distro.output()}
+
+
+def test_dry_run(distro: support.Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It prints each file, whole, each link with its target, and says why; it writes nothing."""
+    monkeypatch.chdir(distro.out)
+    distro.run()
+    written = distro.output()
+    done = distro.run("--dry-run")
+    assert (done.returncode, done.stderr) == (0, f"{NAME}a WSL distro, boot.protectbinfmt=true, interop.enabled=true\n")
+    for name, text in written.items():
+        assert f"# {name} {text}\n" in done.stdout if text.startswith("-> ") else f"# {name}\n{text}" in done.stdout
+    assert distro.output() == written
+    distro.conf.write_text("[boot]\nprotectBinfmt=false\n")
+    done = distro.run("--dry-run")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.endswith(f"{NAME}switched off: nothing to do\n")
+
+
+def test_by_hand_in_a_container(distro: support.Machine) -> None:
+    """The environment is that of a login then; systemd has written down its own."""
+    distro.environment.clear()
+    distro.write("run/systemd/container", "podman\n")
+    assert distro.run("--dry-run").stderr == f"{NAME}a container, podman: nothing to do\n"
+    distro.write("run/systemd/container", "wsl\n")
+    distro.write("proc/sys/kernel/osrelease", "6.1.0")
+    assert "a WSL distro" in distro.run("--dry-run").stderr
 
 
 def test_verbose_elsewhere(distro: support.Machine) -> None:
