@@ -44,6 +44,7 @@ install: $(if $(SCDOC),$(PAGES))
 		$(LIB)/systemd/system-generators/wsl-binfmt-generator \
 		$(LIB)/wsl-binfmt-generator/service-hook \
 		$(LIB)/wsl-binfmt-generator/wsl_binfmt/command.py \
+		$(LIB)/wsl-binfmt-generator/wsl_binfmt/facts.py \
 		$(UNITS:units/%=$(LIB)/systemd/system/%) \
 		$(if $(SCDOC),$(DESTDIR)$(PREFIX)/share/man/man?/wsl-binfmt*)
 ifeq ($(COMPILE),yes)

@@ -35,7 +35,7 @@ QUIET_MAX = 0.5  # seconds: the longest wait for that
 def rules(service: str) -> "dict[str, bytes]":
     """List what a service registers: names of entries, each with its rule; b"" if its files have no rules."""
     if service == "systemd-binfmt.service":
-        found = {rule[1:].split(rule[:1], 1)[0]: rule for rule in _rules_of_binfmt_d()}
+        found = {name_in(rule): rule for _, _, rule in rules_of_binfmt_d()}
     else:
         found = {name.encode(errors="surrogateescape"): b"" for name in _listdir(UPDATE_BINFMTS)}
     names = {name.decode(errors="surrogateescape"): rule for name, rule in found.items()}
@@ -202,17 +202,23 @@ def _rule_of_entry(name: str) -> bytes:
         return b""
 
 
-def _rules_of_binfmt_d() -> "Iterator[bytes]":
-    """Read the rules of binfmt.d(5): the lines that are no comments."""
+def name_in(rule: bytes) -> bytes:
+    """Read the name in a rule: what is between its first two delimiters."""
+    return rule[1:].split(rule[:1], 1)[0]
+
+
+def rules_of_binfmt_d() -> "Iterator[tuple[str, int, bytes]]":
+    """Read the rules of binfmt.d(5), the lines that are no comments: file, number of the line, rule."""
     seen = set()
     for directory in BINFMT_D:
         for file in _listdir(directory):
             if file.endswith(".conf") and file[0] != "." and file not in seen:
                 seen.add(file)
-                for line in _read(f"{directory}/{file}").replace(b"\0", b"\n").splitlines():
+                path = f"{directory}/{file}"
+                for number, line in enumerate(_read(path).replace(b"\0", b"\n").splitlines(), 1):
                     line = line.strip()
                     if line and line[:1] not in b"#;":
-                        yield line
+                        yield path, number, line
 
 
 def _read(path: str) -> bytes:

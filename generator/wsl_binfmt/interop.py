@@ -159,8 +159,8 @@ class Interop:
         """Make WSL answer Windows programs, and remove stand-ins that nobody needs.
 
         finding: what a look has just found; looks itself without one. Returns
-        what was wrong; None if nothing was, or if another distro that holds a
-        stand-in is about to do the rest. Raises OSError.
+        what was wrong and is right now; None if nothing was, or if whoever holds
+        a stand-in is about to do the rest. Raises OSError.
         """
         with table.Lock() as was_free:
             for tries_left in reversed(range(TRIES)):
@@ -168,7 +168,8 @@ class Interop:
                     finding = self.look(table.entries(), wiped=finding is None or finding.wiped)
                 try:
                     if finding.held_until:
-                        return self._bridge(finding)
+                        self._bridge(finding)
+                        return None
                     return self._restore(finding)
                 except (FileExistsError, FileNotFoundError):
                     if not tries_left:
@@ -176,17 +177,14 @@ class Interop:
                     was_free = False
         return None
 
-    def _bridge(self, finding: Finding) -> "str | None":
+    def _bridge(self, finding: Finding) -> None:
         """Make WSL answer, and leave WSLInterop to whoever holds a stand-in."""
-        wrong = None
         if finding.fault and not finding.is_answered():
             self._register_stand_in()
-            wrong = finding.fault
         elif finding.is_answered(without=finding.leftovers):
             self._remove(finding.leftovers)
         if finding.enabled_anew:
             self._disable()
-        return wrong
 
     def _restore(self, finding: Finding) -> "str | None":
         if finding.fault:

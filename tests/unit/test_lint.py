@@ -52,7 +52,10 @@ def test_mypy(tmp_path: Path) -> None:
 
 def test_vermin() -> None:
     """Neither the generator nor the command needs more than Python 3.8."""
-    run("vermin", "--quiet", "--no-tips", "--violations", "--eval-annotations", "--target=3.8-", *SOURCES)
+    later = [path for path in SOURCES if "from __future__ import annotations" in path.read_text()]
+    options = "--quiet", "--no-tips", "--violations", "--target=3.8-"
+    run("vermin", *options, *later)
+    run("vermin", *options, "--eval-annotations", *(path for path in SOURCES if path not in later))
 
 
 def test_compiles() -> None:
@@ -65,8 +68,9 @@ def test_compiles() -> None:
 
 
 def test_no_wall_clock() -> None:
-    """What waits, waits by the monotonic clock: WSL's other one jumps when Windows has slept."""
-    for source in SOURCES:
+    """What decides, does so by the monotonic clock: WSL's other one jumps when Windows has slept."""
+    shown_to_people = "facts.py", "report.py"
+    for source in (path for path in SOURCES if path.name not in shown_to_people):
         assert not re.search(r"\btime\.(time|time_ns|localtime|gmtime)\b|st_[amc]time\b|datetime", source.read_text())
 
 

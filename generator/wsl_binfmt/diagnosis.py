@@ -1,0 +1,492 @@
+# SPDX-License-Identifier: MIT
+"""What is wrong, from the facts: whether a Windows program starts, who answers it, and every problem."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from typing import Callable, Iterator, NamedTuple
+
+from wsl_binfmt import facts, formats, interop, table
+
+ERROR, WARNING, NOTE = "error", "warning", "note"
+RESTORE = "sudo wsl-binfmt restore"
+RELOAD = "sudo systemctl daemon-reload"
+# Every problem: how bad it is as a rule, and what it is. The most harmful first.
+PROBLEMS = {
+    "not-wsl": (NOTE, "This is not WSL."),
+    "wsl1": (NOTE, "This is WSL 1, which has no binfmt_misc table of its own."),
+    "container": (NOTE, "This is a container, not a WSL distro."),
+    "interop-off": (NOTE, "/etc/wsl.conf switches Windows programs off."),
+    "exe-not-executable": (ERROR, "The file of the program cannot be executed."),
+    "table-disabled": (ERROR, "The whole table is switched off, although each entry says that it is enabled."),
+    "not-registered": (ERROR, "WSLInterop is missing."),
+    "disabled-by-hand": (ERROR, "Somebody has disabled WSLInterop."),
+    "foreign-interpreter": (ERROR, "WSLInterop does not lead to /init."),
+    "shadowed": (ERROR, "Another entry that matches Windows programs was registered later than WSLInterop."),
+    "interop-socket-dead": (ERROR, "WSL_INTEROP names a socket that nobody listens to."),
+    "table-not-mounted": (ERROR, "The table is not mounted here."),
+    "autofs-stuck": (ERROR, "The automount of the table does not answer."),
+    "other-user-namespace": (WARNING, "This is a user namespace of its own, which may have a table of its own."),
+    "cwd-untranslatable": (WARNING, "The current directory has no Windows path."),
+    "missing-fix-binary": (
+        WARNING,
+        "WSLInterop lacks the flag F: Windows programs do not start where /init is not seen.",
+    ),
+    "generator-missing-output": (WARNING, "The generator ran and failed."),
+    "generator-masked": (WARNING, "Another file hides the generator, so that nothing protects this distro."),
+    "no-systemd": (WARNING, "systemd does not run here, so that nothing protects this distro."),
+    "reload-needed": (WARNING, "What the generator has written is out of date."),
+    "override-in-the-way": (WARNING, "A drop-in undoes what ours do."),
+    "guard-inactive": (WARNING, "Nothing keeps this distro from emptying the table."),
+    "watch-inactive": (WARNING, "Nobody repairs what others do to WSLInterop."),
+    "unit-masked": (WARNING, "A unit is masked."),
+    "unit-failed": (WARNING, "systemd-binfmt.service has failed."),
+    "rule-redefines-wslinterop": (WARNING, "A rule of binfmt.d registers WSLInterop."),
+    "config-error": (WARNING, "/etc/wsl.conf is malformed: WSL reads no further."),
+    "second-name": (WARNING, "A second entry leads to /init, so that disabling WSLInterop has no effect."),
+    "stale-stand-in": (WARNING, "An entry that stood in for WSLInterop was left behind."),
+    "unit-skipped": (NOTE, "systemd-binfmt.service was skipped: no format of binfmt.d is registered."),
+    "table-read-only": (NOTE, "The table is read-only: nobody in this distro can change it."),
+    "protection-off": (NOTE, "/etc/wsl.conf switches this package off."),
+    "config-unused": (NOTE, "/etc/wsl.conf has something that WSL does not know."),
+}
+# These are the whole answer.
+ELSEWHERE = "not-wsl", "wsl1", "container"
+
+# What WSL reads of /etc/wsl.conf, src/linux/init/WslDistributionConfig.cpp in its source; and whether it is a boolean.
+KNOWN_SETTINGS = {
+    "automount.cgroups": False,
+    "automount.enabled": True,
+    "automount.ldconfig": True,
+    "automount.mountfstab": True,
+    "automount.options": False,
+    "automount.root": False,
+    "boot.command": False,
+    "boot.inittimeout": False,
+    "boot.protectbinfmt": True,
+    "boot.systemd": True,
+    "fileserver.enabled": True,
+    "fileserver.logfile": False,
+    "fileserver.loglevel": False,
+    "fileserver.logtruncate": True,
+    "filesystem.umask": False,
+    "general.guiapplications": True,
+    "gpu.appendlibpath": True,
+    "gpu.enabled": True,
+    "interop.appendwindowspath": True,
+    "interop.enabled": True,
+    "network.generatehosts": True,
+    "network.generateresolvconf": True,
+    "network.hostname": False,
+    "time.usewindowstimezone": True,
+    "user.default": False,
+}
+BOOLEANS = "true", "false", "1", "0"
+# Sections of %UserProfile%\.wslconfig on Windows.
+WSLCONFIG = "wsl2.", "experimental."
+
+# How a Windows program begins, as those of today do; and what systemd-binfmt says of a rule that is refused.
+PROGRAM = b"MZ\x90\x00\x03\x00\x00\x00\x04\x00\x00\x00\xff\xff\x00\x00".ljust(128, b"\0")
+REFUSED_RULE = re.compile(r"(/\S+\.conf:\d+): (.*)")
+REFUSED_WIPE = re.compile(r"Failed to (flush binfmt_misc|.*remove|.*unregister)")
+
+
+class Problem(NamedTuple):
+    """A problem, with its cause, what shows it, and the command that settles it."""
+
+    id: str
+    summary: str
+    evidence: list[str]
+    fix: str | None
+    severity: str
+
+
+class Program(NamedTuple):
+    """A file that is to be started."""
+
+    path: str
+    start: bytes  # its first 128 bytes, by which the kernel chooses
+    fault: str  # why it cannot be executed; "" if it can
+    evidence: list[str]
+
+
+class Diagnosis(NamedTuple):
+    """The answer."""
+
+    works: bool | None  # whether a Windows program starts; None: could not tell
+    handler: facts.Registered | None  # who answers it
+    outranked: list[str]  # entries that would answer, were the handler not there
+    problems: list[Problem]
+    not_checked: list[str]  # what nobody has looked at, and why
+
+
+def diagnose(seen: facts.Facts, program: Program | None = None) -> Diagnosis:
+    """Make a diagnosis of the facts. program: the one that is to start, instead of any."""
+    problems = list(_elsewhere(seen))
+    if problems:
+        return Diagnosis(None, None, [], problems, [])
+    path, start = (program.path, program.start) if program else ("program.exe", PROGRAM)
+    matching = [each for each in seen.entries or [] if each.entry.enabled and matches(each.entry, start, path)]
+    handler = matching[0] if matching else None
+    for check in CHECKS:
+        problems += check(seen)
+    if program and program.fault:
+        problems.append(_problem("exe-not-executable", program.evidence, None, program.fault))
+    problems += _session()
+    problems.sort(
+        key=lambda problem: ([ERROR, WARNING, NOTE].index(problem.severity), list(PROBLEMS).index(problem.id))
+    )
+    return Diagnosis(
+        _works(seen, handler, problems), handler, [each.name for each in matching[1:]], problems, _not_checked(seen)
+    )
+
+
+def matches(entry: table.Entry, start: bytes, path: str) -> bool:
+    """Whether the kernel chooses an entry for a file, search_binfmt_handler() in fs/binfmt_misc.c."""
+    if entry.extension is not None:
+        return os.fsencode(os.path.basename(path)).endswith(b"." + entry.extension)
+    if entry.magic is None or entry.offset + len(entry.magic) > len(start):
+        return False
+    return entry.may_match(start)
+
+
+def _works(seen: facts.Facts, handler: facts.Registered | None, problems: list[Problem]) -> bool | None:
+    found = {problem.id for problem in problems if problem.severity == ERROR}
+    if not seen.conf.interop or found & {"exe-not-executable", "table-disabled", "interop-socket-dead"}:
+        return False
+    if seen.entries is None or seen.own_user_namespace:
+        return None
+    return handler is not None and interop.leads_to_init(handler.entry)
+
+
+def _not_checked(seen: facts.Facts) -> list[str]:
+    missing = []
+    if seen.is_switched_on is None and seen.entries is not None:
+        missing.append("whether the whole table is switched off: only root can see that, run this with sudo")
+    if seen.has_systemd and seen.units is None:
+        missing.append("the units: systemctl did not answer")
+    if seen.has_systemd and seen.messages is None:
+        missing.append("the journal: this user may not read it, or it did not answer")
+    return missing
+
+
+def _problem(name: str, evidence: list[str], fix: str | None = None, summary: str = "", severity: str = "") -> Problem:
+    return Problem(name, summary or PROBLEMS[name][1], evidence, fix, severity or PROBLEMS[name][0])
+
+
+def _elsewhere(seen: facts.Facts) -> Iterator[Problem]:
+    if re.match(r"4\.4\.0-\d+-Microsoft", seen.release):
+        yield _problem("wsl1", [f"the kernel calls itself {seen.release}"], "wsl.exe --set-version DISTRO 2")
+    elif seen.elsewhere not in ("", "not WSL"):
+        yield _problem("container", [seen.elsewhere])
+    elif seen.elsewhere:
+        yield _problem("not-wsl", [f"the kernel calls itself {seen.release}, and there is no container=wsl"])
+
+
+def _table(seen: facts.Facts) -> Iterator[Problem]:
+    """Check the table as a whole."""
+    mount = seen.table_mount
+    if seen.own_user_namespace:
+        yield _problem("other-user-namespace", ["/proc/self/uid_map"])
+    if mount is None:
+        yield _problem(
+            "table-not-mounted",
+            [f"{table.DIRECTORY} is not in /proc/self/mountinfo"],
+            f"sudo mount -t binfmt_misc binfmt_misc {table.DIRECTORY}",
+        )
+    elif mount.kind == "autofs":
+        yield _problem(
+            "autofs-stuck",
+            [f"{table.DIRECTORY} is an autofs mount, and looking at it does not mount the table"],
+            "sudo systemctl restart proc-sys-fs-binfmt_misc.automount",
+        )
+    elif "ro" in mount.options:
+        yield _problem("table-read-only", [f"{table.DIRECTORY} is mounted with the option ro"])
+    if seen.is_switched_on is False:
+        yield _problem("table-disabled", [f"{table.DIRECTORY}/status says disabled"], RESTORE)
+
+
+def _interop(seen: facts.Facts) -> Iterator[Problem]:
+    """Check WSLInterop, and what comes before it."""
+    if seen.entries is None or not seen.conf.interop:
+        return
+    ours = next((each for each in seen.entries if each.name == interop.NAME), None)
+    before = seen.entries[: seen.entries.index(ours)] if ours else seen.entries
+    stale = facts.stale_stand_ins(seen.entries)
+    if stale:
+        yield _problem("stale-stand-in", [_entry(name) for name in stale], RESTORE)
+    others = [each for each in seen.entries if not interop.is_ours(each.name) and interop.leads_to_init(each.entry)]
+    seconds = [
+        each for each in others if each.entry.enabled and (_is_disabled(ours) or not _is_of_wsl(seen, each.name))
+    ]
+    for each in seconds:
+        yield _problem("second-name", [_entry(each.name)], f"echo -1 | sudo tee {_path(each.name)}")
+    if ours is None:
+        if not others and not stale:
+            yield _problem("not-registered", [f"{_path(interop.NAME)} does not exist"], RESTORE)
+        return
+    said = [f"{_path(ours.name)} says: {'enabled' if ours.entry.enabled else 'disabled'}"]
+    if not ours.entry.enabled:
+        yield _problem("disabled-by-hand", said, f"echo 1 | sudo tee {_path(ours.name)}")
+        return
+    if not interop.leads_to_init(ours.entry):
+        evidence = [f"{_path(ours.name)} leads to {os.fsdecode(ours.entry.interpreter)}"]
+        yield _problem("foreign-interpreter", [*evidence, *_where_from(ours)], RESTORE)
+    elif b"F" not in ours.entry.flags:
+        yield _problem("missing-fix-binary", [f"{_path(ours.name)} has the flags {ours.entry.flags.decode()}"], RESTORE)
+    for each in before:
+        if each.entry.enabled and not interop.leads_to_init(each.entry) and each.entry.may_match(interop.WINDOWS):
+            yield _problem(
+                "shadowed",
+                [f"{_path(each.name)} leads to {os.fsdecode(each.entry.interpreter)}", *_where_from(each)],
+                RESTORE,
+                f"{each.name} outranks WSLInterop: it matches Windows programs, and was registered later.",
+            )
+
+
+def _is_disabled(each: facts.Registered | None) -> bool:
+    return each is not None and not each.entry.enabled
+
+
+def _is_of_wsl(seen: facts.Facts, name: str) -> bool:
+    """Whether WSL's own override registers an entry of that name, as it does up to WSL 2.6.1."""
+    paths = {path for unit in (seen.units or {}).values() for path in unit.get("DropInPaths", "").split()}
+    overrides = [path for path in paths if path.startswith("/run/") and path.endswith("/override.conf")]
+    overrides = overrides or [f"{facts.GENERATED}/{service}.d/override.conf" for service in formats.SERVICES]
+    return any(f":{name}:" in facts.read(path) for path in overrides)
+
+
+def _path(name: str) -> str:
+    return f"{table.DIRECTORY}/{name}"
+
+
+def _entry(name: str) -> str:
+    return f"the entry {_path(name)}"
+
+
+def _where_from(each: facts.Registered) -> Iterator[str]:
+    """Tell where an entry comes from, as far as that can be known."""
+    if each.entry.interpreter == b"/usr/lib/binfmt-support/run-detectors":
+        yield "binfmt-support has several formats for such files, and a detector for each"
+    path = f"{formats.UPDATE_BINFMTS}/{each.name}"
+    if os.path.exists(path):
+        yield f"{path}, of the package {facts.read(path).partition(chr(10))[0]}"
+    for file, line, rule in formats.rules_of_binfmt_d():
+        if os.fsdecode(formats.name_in(rule)) == each.name:
+            package = facts.package_of(file)
+            yield f"{file}:{line}" + (f", of the package {package}" if package else "")
+
+
+def _conf(seen: facts.Facts) -> Iterator[Problem]:
+    """Check /etc/wsl.conf."""
+    conf = seen.conf
+    # WSL takes the first of several.
+    lines = {setting.name: setting.line for setting in reversed(conf.settings)}
+    if not conf.interop:
+        evidence = [f"/etc/wsl.conf:{lines.get('interop.enabled', 0)}: enabled=false in [interop]"]
+        yield _problem("interop-off", evidence, "remove that line, then `wsl.exe --terminate DISTRO` on Windows")
+    if not conf.protect:
+        evidence = [f"/etc/wsl.conf:{lines.get('boot.protectbinfmt', 0)}: protectBinfmt=false in [boot]"]
+        yield _problem("protection-off", evidence, f"remove that line, then `{RELOAD}`")
+    if conf.stopped_at:
+        ignored = [f"/etc/wsl.conf:{each.line}: {each.name} is ignored" for each in conf.ignored]
+        evidence = [f"/etc/wsl.conf:{conf.stopped_at}: not a [section], name=value or # comment", *ignored]
+        yield _problem("config-error", evidence, f"sudo editor +{conf.stopped_at} /etc/wsl.conf")
+    for setting in conf.settings:
+        wrong = _unused(setting)
+        if wrong:
+            evidence = [f"/etc/wsl.conf:{setting.line}: {wrong}"]
+            yield _problem("config-unused", evidence, f"sudo editor +{setting.line} /etc/wsl.conf")
+
+
+def _unused(setting: facts.Setting) -> str:
+    """Tell what WSL does not know of a setting; "" if it knows it."""
+    if setting.name.startswith(WSLCONFIG):
+        return f"{setting.name} belongs into %UserProfile%\\.wslconfig on Windows"
+    if setting.name not in KNOWN_SETTINGS:
+        likely = difflib.get_close_matches(setting.name, KNOWN_SETTINGS, 1)
+        return f"WSL knows no {setting.name}" + (f"; {likely[0]} may be meant" if likely else "")
+    if KNOWN_SETTINGS[setting.name] and setting.value.lower() not in BOOLEANS:
+        return f"{setting.name} is neither true nor false but {setting.value!r}"
+    return ""
+
+
+def _generator(seen: facts.Facts) -> Iterator[Problem]:
+    """Check that the generator has done its work."""
+    if not seen.has_systemd:
+        yield _problem(
+            "no-systemd",
+            ["/run/systemd/system does not exist"],
+            "add systemd=true to [boot] in /etc/wsl.conf, then `wsl.exe --shutdown` on Windows",
+        )
+        return
+    stale = [path for path, text in seen.wanted.items() if not _is_written(seen.written.get(path), text)]
+    unwanted = [] if seen.wanted else [f"{facts.GENERATED}/{path}" for path in _written_ones()]
+    if seen.masked_by:
+        yield _problem("generator-masked", [f"{seen.masked_by} hides {facts.GENERATOR}"], f"sudo rm {seen.masked_by}")
+    elif stale or unwanted:
+        evidence = [f"{facts.GENERATED}/{path} is missing or old" for path in stale[:3]] + unwanted[:3]
+        failure = [each.text for each in seen.messages or [] if each.source == "wsl-binfmt-generator"]
+        failure = [text for text in failure if "cannot write" in text or "unexpected" in text][-1:]
+        if not failure and facts.has_generated_since():
+            failure = ["why: sudo journalctl -t wsl-binfmt-generator"]
+        if failure and all(text is None for text in seen.written.values()):
+            yield _problem("generator-missing-output", [failure[0], *evidence], RELOAD)
+        else:
+            yield _problem("reload-needed", evidence, RELOAD)
+
+
+def _is_written(written: str | None, wanted: str) -> bool:
+    """Whether a file is as the generator would write it now, but for the line that says where its settings are from."""
+    source = "SourcePath=/etc/wsl.conf\n"
+    return written is not None and written.replace(source, "") == wanted.replace(source, "")
+
+
+def _written_ones() -> list[str]:
+    """Which of our files are there although the generator would write none."""
+    paths = [f"sysinit.target.wants/{unit}" for unit in (facts.GUARD, facts.WATCH, facts.BOOT)]
+    paths += [f"{service}.d/50-wsl-binfmt.conf" for service in formats.SERVICES]
+    return [path for path in paths if os.path.lexists(f"{facts.GENERATED}/{path}")]
+
+
+def _units(seen: facts.Facts) -> Iterator[Problem]:
+    """Check the units, as far as they are meant to be there."""
+    units = seen.units or {}
+    if not units:
+        return
+    wanted = {path.partition("/")[2] for path in seen.wanted if path.endswith((".mount", ".service"))}
+    masked = [name for name, unit in units.items() if unit["LoadState"] == "masked"]
+    for name in masked:
+        if name in wanted or name == formats.SERVICES[0]:
+            yield _problem("unit-masked", [f"{name} is masked"], f"sudo systemctl unmask {name}", "", _severity(name))
+    # Whoever hides or skips the generator has nothing of this either.
+    if all(text is None for text in seen.written.values()):
+        wanted = set()
+    can_change = _can_change(seen)
+    if facts.GUARD in wanted and facts.GUARD not in masked and can_change and not seen.over_status:
+        yield _problem("guard-inactive", [_state(units, facts.GUARD)], f"sudo systemctl start {facts.GUARD}")
+    watch = units.get(facts.WATCH, {})
+    if facts.WATCH in wanted and facts.WATCH not in masked and can_change and watch.get("ActiveState") != "active":
+        yield _problem("watch-inactive", [_state(units, facts.WATCH)], f"sudo systemctl start {facts.WATCH}")
+    service = units.get(formats.SERVICES[0], {})
+    if service.get("LoadState") == "loaded" and seen.written.get(f"{formats.SERVICES[0]}.d/50-wsl-binfmt.conf"):
+        yield from _drop_ins(service)
+    yield from _systemd_binfmt(seen, service)
+
+
+def _can_change(seen: facts.Facts) -> bool:
+    """Whether the table is there, and can be written to from here."""
+    mount = seen.table_mount
+    return mount is not None and mount.kind == "binfmt_misc" and "ro" not in mount.options
+
+
+def _severity(unit: str) -> str:
+    """Masking systemd-binfmt.service costs formats, and is no risk for Windows programs."""
+    return NOTE if unit == formats.SERVICES[0] else WARNING
+
+
+def _state(units: dict[str, dict[str, str]], name: str) -> str:
+    return f"{name} is {units.get(name, {}).get('ActiveState', 'unknown')}"
+
+
+def _drop_ins(service: dict[str, str]) -> Iterator[Problem]:
+    """Check that what our drop-ins say is what counts."""
+    effective = " ".join(
+        service.get(name, "") for name in ("BindPaths", "ExecStartPre", "ExecStartPost", "ExecStopPost")
+    )
+    needed = f"/dev/null:{table.DIRECTORY}/status", "hook starting", "hook started", "hook stopped"
+    missing = [part for part in needed if part not in effective]
+    if not missing:
+        return
+    paths = service.get("DropInPaths", "").split()
+    ours = f"{facts.GENERATED}/{formats.SERVICES[0]}.d/50-wsl-binfmt.conf"
+    if service.get("NeedDaemonReload") == "yes":
+        yield _problem("reload-needed", [f"systemd has not read {ours}"], RELOAD)
+        return
+    suspects = [path for path in paths if path != ours and not path.startswith(facts.GENERATED)]
+    emptied = re.compile(r"^\s*(BindPaths|ExecStartPre|ExecStartPost|ExecStopPost)\s*=\s*$", re.MULTILINE)
+    guilty = [path for path in suspects if path.endswith("/50-wsl-binfmt.conf") or emptied.search(facts.read(path))]
+    evidence = guilty or suspects or [f"systemctl show {formats.SERVICES[0]} has no {missing[0]}"]
+    fix = f"sudo rm {guilty[0]} && {RELOAD}" if guilty else f"systemctl cat {formats.SERVICES[0]}"
+    yield _problem("override-in-the-way", evidence, fix)
+
+
+def _systemd_binfmt(seen: facts.Facts, service: dict[str, str]) -> Iterator[Problem]:
+    """Check how systemd-binfmt.service fares with binfmt.d."""
+    rules = list(formats.rules_of_binfmt_d())
+    for file, line, rule in rules:
+        if formats.name_in(rule) == interop.NAME.encode():
+            yield _problem("rule-redefines-wslinterop", [f"{file}:{line}"], f"sudo editor +{line} {file}")
+    state = service.get("ActiveState")
+    if service.get("ConditionResult") == "no" and state == "inactive" and rules and _can_change(seen):
+        conditions = [path for path in service.get("DropInPaths", "").split() if "Condition" in facts.read(path)]
+        conditions = [path for path in conditions if not path.endswith("/50-wsl-binfmt.conf")]
+        yield _problem("unit-skipped", conditions or [f"systemctl status {formats.SERVICES[0]}"])
+    if state != "failed":
+        return
+    said = [each.text for each in seen.messages or [] if each.source == formats.SERVICES[0]]
+    refused = list(dict.fromkeys(f"{found[1]}: {found[2]}" for found in map(REFUSED_RULE.search, said) if found))
+    present = {each.name for each in seen.entries or []}
+    if not seen.messages:
+        names = [(f"{file}:{line}", os.fsdecode(formats.name_in(rule))) for file, line, rule in rules]
+        refused = [f"{where}: {name} is not in the table" for where, name in names if name not in present]
+    if refused:
+        path, _, at = refused[0].split(": ")[0].partition(":")
+        yield _problem("unit-failed", refused, f"sudo editor +{at} {path}")
+    elif seen.over_status and "hook starting" not in service.get("ExecStartPre", ""):
+        yield _problem(
+            "unit-failed",
+            [f"{table.DIRECTORY}/status is read-only", *said[-1:]],
+            None,
+            "systemd-binfmt.service has failed, as WSL refused it to empty the table. This is harmless.",
+            NOTE,
+        )
+    else:
+        yield _problem("unit-failed", said[-3:] or [f"systemctl status {formats.SERVICES[0]}"])
+
+
+def _session() -> Iterator[Problem]:
+    """Check this terminal: what fails here, and not in another one."""
+    path = os.environ.get("WSL_INTEROP", "")
+    if path and not is_listening(path):
+        others = [f"/run/WSL/{pid}_interop" for pid in _ancestors()]
+        alive = next((other for other in others if is_listening(other)), None)
+        found = f"{alive} answers, which newer versions of WSL turn to" if alive else "nor is there another one"
+        yield _problem(
+            "interop-socket-dead",
+            [f"WSL_INTEROP={path}, where nobody listens; {found}"],
+            f"export WSL_INTEROP={alive}" if alive else "open a new terminal, or start tmux anew",
+            "",
+            WARNING if alive else ERROR,
+        )
+    try:
+        directory = os.getcwdb()
+        wrong = "it is not below this root" if directory.startswith(b"(unreachable)") else ""
+        directory.decode()
+    except OSError as e:
+        wrong = f"it is gone ({e.strerror})"
+    except UnicodeDecodeError:
+        wrong = "its path is not UTF-8"
+    if wrong:
+        yield _problem("cwd-untranslatable", [f"the current directory: {wrong}"], "cd")
+
+
+def is_listening(path: str) -> bool:
+    """Whether somebody listens at a Unix socket: the kernel says so, and WSL is not disturbed by a connection."""
+    # Fields of /proc/net/unix: Num RefCount Protocol Flags Type St Inode Path.
+    sockets = (line.split(maxsplit=7) for line in facts.read("/proc/net/unix").splitlines())
+    return os.path.exists(path) and any(fields[3] == "00010000" and fields[7:] == [path] for fields in sockets)
+
+
+def _ancestors() -> Iterator[int]:
+    pid = os.getppid()
+    while pid > 0:
+        yield pid
+        # The name may have blanks and parentheses.
+        fields = facts.read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+        pid = int(fields[1]) if len(fields) > 1 else 0
+
+
+CHECKS: list[Callable[[facts.Facts], Iterator[Problem]]] = [_table, _interop, _conf, _generator, _units]

@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: MIT
+"""What can be seen of this machine, for a diagnosis.
+
+Nothing is changed here, and nothing is waited for longer than DEADLINE: what
+takes longer, or may not be read, is None, which stands for "could not tell".
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import json
+import os
+import subprocess
+import threading
+import time
+import types
+from typing import Any, Callable, NamedTuple, TypeVar
+
+from wsl_binfmt import formats, interop, table
+
+GENERATOR = "/usr/lib/systemd/system-generators/wsl-binfmt-generator"
+# Directories that come before that of GENERATOR, systemd.generator(7).
+GENERATORS_FIRST = (
+    "/run/systemd/system-generators",
+    "/etc/systemd/system-generators",
+    "/usr/local/lib/systemd/system-generators",
+)
+GENERATED = "/run/systemd/generator"
+GUARD = "proc-sys-fs-binfmt_misc-status.mount"
+WATCH = "wsl-binfmt.service"
+BOOT = "wsl-binfmt-boot.service"
+UNITS = (*formats.SERVICES, GUARD, WATCH, BOOT)
+# Properties of systemd's D-Bus interface, org.freedesktop.systemd1(5).
+PROPERTIES = (
+    "Id",
+    "LoadState",
+    "ActiveState",
+    "ConditionResult",
+    "DropInPaths",
+    "ActiveEnterTimestampMonotonic",
+    "NeedDaemonReload",
+    "BindPaths",
+    "ExecStartPre",
+    "ExecStartPost",
+    "ExecStopPost",
+)
+DEADLINE = 2.0  # seconds
+# Runs as root in mounts of its own, in which nothing is mounted over the table's `status`.
+READ_STATUS = 'mount --bind "$0" "$0" && cat "$0/status"'
+
+T = TypeVar("T")
+
+
+class Mount(NamedTuple):
+    """A line of /proc/self/mountinfo, proc_pid_mountinfo(5)."""
+
+    root: str
+    target: str
+    options: list[str]
+    kind: str
+
+
+class Registered(NamedTuple):
+    """An entry of the table."""
+
+    name: str
+    entry: table.Entry
+    since: float  # when it was registered, in seconds since 1970
+    inode: int
+
+
+class Setting(NamedTuple):
+    """A setting of /etc/wsl.conf."""
+
+    line: int
+    name: str  # SECTION.KEY, in lower case
+    value: str
+
+
+class Conf(NamedTuple):
+    """What WSL makes of /etc/wsl.conf."""
+
+    protect: bool
+    interop: bool
+    settings: list[Setting]
+    # Where WSL stops reading, 0 if nowhere; and the settings from there on, which it ignores.
+    stopped_at: int
+    ignored: list[Setting]
+
+
+class Message(NamedTuple):
+    """A message of the journal."""
+
+    source: str  # the unit or program
+    text: str
+    at: float  # in seconds since 1970
+
+
+class Facts:
+    """Everything that a diagnosis is made from."""
+
+    def __init__(self) -> None:
+        """Look at everything; takes a twentieth of a second where nothing is wrong."""
+        self.is_root = os.geteuid() == 0
+        # Started first, as they take longest; read last.
+        systemctl = _start("systemctl", "show", "--no-pager", f"--property={','.join(PROPERTIES)}", *UNITS)
+        sources = [f"_SYSTEMD_UNIT={unit}" for unit in (WATCH, formats.SERVICES[0])]
+        sources.append("SYSLOG_IDENTIFIER=wsl-binfmt-generator")
+        journal = _start(
+            "journalctl", "--quiet", "--boot", "--output=json", "--lines=300", *" + ".join(sources).split()
+        )
+
+        generator = load_generator()
+        # Why nothing is to be done on this machine; "" in a WSL distro.
+        self.elsewhere: str = generator.not_a_distro()
+        self.release: str = generator.first_line("/proc/sys/kernel/osrelease")
+        self.has_systemd = os.path.isdir("/run/systemd/system")
+        self.own_user_namespace = _first_line("/proc/self/uid_map").split() != ["0", "0", "4294967295"]
+        self.conf = read_conf(generator)
+        # What the generator would write now and what it has written: texts by path, "" for a link.
+        self.wanted: dict[str, str] = generator.output(self.conf.protect, self.conf.interop)
+        self.written = {path: _read_generated(path) for path in self.wanted}
+        self.masked_by = next((path for path in _overriding_generators() if os.path.lexists(path)), None)
+
+        self.mounts = read_mounts()
+        self.table_mount = top_mount(self.mounts, table.DIRECTORY)
+        if self.table_mount and self.table_mount.kind == "autofs":
+            # Looking at it has systemd mount it, if systemd answers.
+            within(0.5, lambda: os.listdir(table.DIRECTORY))
+            self.mounts = read_mounts()
+            self.table_mount = top_mount(self.mounts, table.DIRECTORY)
+        is_there = self.table_mount and self.table_mount.kind == "binfmt_misc"
+        self.over_status = top_mount(self.mounts, f"{table.DIRECTORY}/status")
+        self.entries: list[Registered] | None = within(DEADLINE, read_entries) if is_there else None
+        self.is_switched_on = self._read_status() if is_there else None
+
+        self.units = parse_units(_finish(systemctl))
+        self.messages = parse_journal(_finish(journal), self.is_root)
+
+    def _read_status(self) -> bool | None:
+        """Whether the table is switched on; None if that cannot be seen from here."""
+        if not self.over_status:
+            return within(DEADLINE, table.is_switched_on)
+        if not self.is_root:
+            return None
+        text = _finish(_start("unshare", "--mount", "--propagation=private", "sh", "-c", READ_STATUS, table.DIRECTORY))
+        return text != "disabled\n" if text else None
+
+
+def within(seconds: float, function: Callable[[], T]) -> T | None:
+    """Call a function; None if it takes longer, or raises OSError.
+
+    What it waits for then, such as a file system that does not answer, ends with this process.
+    """
+    result: list[T] = []
+
+    def call() -> None:
+        try:
+            result.append(function())
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return result[0] if result else None
+
+
+def load_generator() -> Any:
+    """Load the generator as a module that says nothing: what it decides is decided in one place."""
+    loader = importlib.machinery.SourceFileLoader("wsl_binfmt_generator", GENERATOR)
+    module = types.ModuleType(loader.name)
+    loader.exec_module(module)
+    module.log = lambda *_: None  # type: ignore[attr-defined]
+    return module
+
+
+def read_conf(generator: Any) -> Conf:
+    """Read /etc/wsl.conf as the generator does, and what it ignores."""
+    protect, enabled = generator.settings()
+    try:
+        with generator.open_text(generator.WSL_CONF) as file:
+            lines = list(file)
+    except OSError:
+        lines = []
+    settings, stopped_at = _parse_conf(generator, lines)
+    ignored: list[Setting] = []
+    at = stopped_at
+    while at:
+        rest = lines[at:]
+        # Under the section that the settings above it were in.
+        sections = [line for line in lines[:at] if line.lstrip().startswith("[")]
+        found, stopped = _parse_conf(generator, [*sections[-1:], *rest])
+        shift = at - len(sections[-1:])
+        ignored += [setting._replace(line=setting.line + shift) for setting in found]
+        at = stopped + shift if stopped else 0
+    return Conf(protect, enabled, settings, stopped_at, ignored)
+
+
+def _parse_conf(generator: Any, lines: list[str]) -> tuple[list[Setting], int]:
+    settings, stopped_at = [], 0
+    for line, name, value in generator.parse_wsl_conf(lines):
+        if name:
+            settings.append(Setting(line, name, value))
+        elif value.startswith("not a [section]"):
+            stopped_at = line
+    return settings, stopped_at
+
+
+def read_mounts() -> list[Mount]:
+    """Read what is mounted, the uppermost last."""
+    mounts = []
+    for line in read("/proc/self/mountinfo").splitlines():
+        fields, _, rest = line.partition(" - ")
+        _, _, _, root, target, options, *_ = fields.split(" ")
+        kind, _, of_all = rest.split(" ", 2)
+        names = options.split(",") + of_all.rpartition(" ")[2].split(",")
+        mounts.append(Mount(_unescape(root), _unescape(target), names, kind))
+    return mounts
+
+
+def _unescape(path: str) -> str:
+    """Undo what the kernel does to blanks, newlines and backslashes in mountinfo."""
+    for digits, character in ("040", " "), ("011", "\t"), ("012", "\n"), ("134", "\\"):
+        path = path.replace(f"\\{digits}", character)
+    return path
+
+
+def top_mount(mounts: list[Mount], target: str) -> Mount | None:
+    """Find the uppermost mount at a path; None if nothing is mounted there."""
+    return next((mount for mount in reversed(mounts) if mount.target == target), None)
+
+
+def read_entries() -> list[Registered]:
+    """Read the entries of the table, the newest first; raises OSError."""
+    found = []
+    for name, inode in table.entries().items():
+        # One that is removed meanwhile is not there.
+        entry = table.read(name)
+        try:
+            status = os.stat(f"{table.DIRECTORY}/{name}")
+        except FileNotFoundError:
+            continue
+        if entry:
+            found.append(Registered(name, entry, status.st_mtime, inode))
+    return found
+
+
+def stale_stand_ins(entries: list[Registered]) -> list[str]:
+    """Tell which stand-ins nobody removes; waits longer than anybody holds one, if there are any."""
+    end = time.monotonic() + 1.2 * interop.HOLD_MAX
+    left = {entry.name: entry.inode for entry in entries if entry.name.startswith(interop.STAND_IN)}
+    while left and time.monotonic() < end:
+        time.sleep(0.02)
+        now = table.entries()
+        left = {name: inode for name, inode in left.items() if now.get(name) == inode}
+    return list(left)
+
+
+def package_of(path: str) -> str:
+    """Name the Debian package that a file belongs to; "" if none does, or nobody knows."""
+    said = _finish(_start("dpkg-query", "--search", path)) or ""
+    return said.partition(":")[0] if said.endswith(f": {path}\n") else ""
+
+
+def parse_units(said: str | None) -> dict[str, dict[str, str]] | None:
+    """Parse what `systemctl show` says: the properties of each unit; None if it says nothing."""
+    units = {}
+    for block in (said or "").split("\n\n"):
+        unit: dict[str, str] = {}
+        for line in block.splitlines():
+            name, _, value = line.partition("=")
+            # Some are there more than once.
+            unit[name] = f"{unit[name]}\n{value}" if name in unit else value
+        if "Id" in unit:
+            units[unit["Id"]] = unit
+    return units or None
+
+
+def parse_journal(said: str | None, is_root: bool) -> list[Message] | None:
+    """Parse what `journalctl --output=json` says; None if this user may not read it."""
+    if said is None or (not said and not is_root):
+        return None
+    messages = []
+    for line in said.splitlines():
+        try:
+            fields = json.loads(line)
+            text = fields["MESSAGE"]
+            # As bytes, if it is no text.
+            text = text if isinstance(text, str) else bytes(text).decode(errors="backslashreplace")
+            source = fields.get("_SYSTEMD_UNIT") or fields.get("SYSLOG_IDENTIFIER", "")
+            messages.append(Message(source, text, int(fields["__REALTIME_TIMESTAMP"]) / 1e6))
+        except (KeyError, TypeError, ValueError):
+            continue
+    return messages
+
+
+def _overriding_generators() -> list[str]:
+    return [f"{directory}/{os.path.basename(GENERATOR)}" for directory in GENERATORS_FIRST]
+
+
+def _read_generated(path: str) -> str | None:
+    """What the generator has written: "" for a link; None if there is nothing."""
+    full = f"{GENERATED}/{path}"
+    if os.path.islink(full):
+        return ""
+    return read(full) if os.path.exists(full) else None
+
+
+def has_generated_since() -> bool:
+    """Whether systemd has run the generators since /etc/wsl.conf and the generator itself have changed."""
+    try:
+        # Of a file that is gone, nobody knows when that was.
+        changed = max(os.stat(path).st_ctime_ns for path in ("/etc/wsl.conf", GENERATOR))
+        return os.stat(GENERATED).st_mtime_ns > changed
+    except OSError:
+        return False
+
+
+def _first_line(path: str) -> str:
+    return read(path).partition("\n")[0]
+
+
+def read(path: str) -> str:
+    """Read a text file; "" if it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _start(*args: str) -> subprocess.Popen[str] | None:
+    """Start a program whose output is read later; None if it is not there."""
+    try:
+        return subprocess.Popen(
+            args,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+            errors="backslashreplace",
+            env={**os.environ, "LC_ALL": "C", "SYSTEMD_COLORS": "0"},
+        )
+    except OSError:
+        return None
+
+
+def _finish(process: subprocess.Popen[str] | None) -> str | None:
+    """Read what a program printed; None if it has failed, or takes too long."""
+    if process is None:
+        return None
+    try:
+        said, _ = process.communicate(timeout=DEADLINE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return None
+    return said if process.returncode == 0 else None

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: MIT
+"""A Windows program that is given to the command: whether its file can be executed, and what comes of starting it."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+import shutil
+import stat
+import subprocess
+from typing import NamedTuple
+
+from wsl_binfmt import diagnosis, facts
+
+CMD = "cmd.exe"
+# Where Windows has it; WSL mounts its drives below /mnt by default, wsl.conf's automount.root.
+SYSTEM32 = "/mnt/*/Windows/System32/cmd.exe"
+START_MAX = 10.0  # seconds; Windows takes two when it is busy
+
+
+class Launch(NamedTuple):
+    """What came of starting a program."""
+
+    program: str
+    started: bool | None  # None: could not tell
+    layer: str  # which one failed: "file", "table", "interpreter", "windows"; "" if none
+    detail: str
+
+
+def find(name: str) -> str | None:
+    """Find a program by its path, or by PATH; None if there is none."""
+    if os.sep in name:
+        return name if facts.within(facts.DEADLINE, lambda: os.stat(name)) else None
+    found = facts.within(facts.DEADLINE, lambda: shutil.which(name, os.F_OK) or "")
+    if not found and name == CMD:
+        paths = facts.within(facts.DEADLINE, lambda: sorted(glob.glob(SYSTEM32)))
+        found = paths[0] if paths else None
+    return found or None
+
+
+def read(path: str, mounts: list[facts.Mount]) -> diagnosis.Program | None:
+    """Look at the file of a program; None if it cannot be read in time."""
+    return facts.within(facts.DEADLINE, lambda: _read(path, mounts))
+
+
+def _read(path: str, mounts: list[facts.Mount]) -> diagnosis.Program:
+    status = os.stat(path)
+    start = b""
+    if stat.S_ISREG(status.st_mode):
+        with open(path, "rb") as file:
+            start = file.read(128).ljust(128, b"\0")
+    real = os.path.realpath(path)
+    around = [mount for mount in mounts if f"{real}/".startswith(f"{mount.target.rstrip('/')}/")]
+    mount = max(enumerate(around), key=lambda each: (len(each[1].target), each[0]))[1] if around else None
+    where = [f"{mount.target} is mounted with {','.join(dict.fromkeys(mount.options))}"] if mount else []
+    mode = f"{path} has the mode {stat.filemode(status.st_mode)}"
+    fault = ""
+    if not stat.S_ISREG(status.st_mode):
+        fault = f"{path} is not a file."
+    elif os.statvfs(path).f_flag & os.ST_NOEXEC:
+        fault = f"{path} is on a file system that is mounted with noexec."
+    elif not os.access(path, os.X_OK):
+        fault = f"{path} may not be executed: its mode, or fmask= of the mount, does not let you."
+    return diagnosis.Program(path, start, fault, [mode, *where] if fault else [])
+
+
+def launch(path: str, arguments: list[str]) -> Launch:
+    """Start a program, and tell which layer failed. It is ended after START_MAX."""
+    try:
+        process = subprocess.Popen(
+            [path, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="backslashreplace",
+            start_new_session=True,
+        )
+    except OSError as e:
+        if e.errno == errno.ENOEXEC:
+            return Launch(path, False, "table", f"the kernel knows no entry for it ({e.strerror})")
+        if e.errno == errno.ENOENT:
+            return Launch(path, False, "interpreter", f"what its entry leads to is not there ({e.strerror})")
+        return Launch(path, False, "file", f"the kernel does not execute it ({e.strerror})")
+    try:
+        said, _ = process.communicate(timeout=START_MAX)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return Launch(path, None, "windows", f"it started, and has not ended after {START_MAX:.0f} seconds")
+    last = (said.strip().splitlines() or [""])[-1]
+    # What WSL's /init says of a failure of its own: "<3>WSL (PID) ERROR: ...".
+    if "WSL" in said and "ERROR" in said:
+        return Launch(path, False, "windows", f"/init could not reach Windows: {last}")
+    return Launch(path, True, "", f"it ended with the exit status {process.returncode}")
