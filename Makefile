@@ -22,12 +22,15 @@ SCDOC := $(shell command -v scdoc 2>/dev/null)
 PAGES = build/man/wsl-binfmt-generator.8 build/man/wsl-binfmt.1
 UNITS = $(wildcard units/*.mount units/*.service)
 LIB = $(DESTDIR)$(PREFIX)/lib
+BASH_COMPLETION = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+# Debian's zsh looks in vendor-completions.
+ZSH_COMPLETION = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 
 # Where a page goes, by its section.
 man_dir = $(DESTDIR)$(PREFIX)/share/man/man$(subst .,,$(suffix $(1)))
 # What `uninstall` removes of what `install` puts there.
 FILES = $(LIB)/systemd/system-generators/wsl-binfmt-generator $(DESTDIR)$(PREFIX)/bin/wsl-binfmt $(LIB)/wsl-binfmt-generator \
-	$(UNITS:units/%=$(LIB)/systemd/system/%) \
+	$(UNITS:units/%=$(LIB)/systemd/system/%) $(BASH_COMPLETION)/wsl-binfmt $(ZSH_COMPLETION)/_wsl-binfmt \
 	$(foreach page,$(PAGES),$(call man_dir,$(page))/$(notdir $(page)))
 
 install: $(if $(SCDOC),$(PAGES))
@@ -37,6 +40,8 @@ install: $(if $(SCDOC),$(PAGES))
 	install -D -m 755 -t $(LIB)/wsl-binfmt-generator generator/service-hook
 	install -D -m 644 -t $(LIB)/wsl-binfmt-generator/wsl_binfmt generator/wsl_binfmt/*.py
 	install -D -m 644 -t $(LIB)/systemd/system $(UNITS)
+	install -D -m 644 packaging/completion/wsl-binfmt.bash $(BASH_COMPLETION)/wsl-binfmt
+	install -D -m 644 -t $(ZSH_COMPLETION) packaging/completion/_wsl-binfmt
 	$(foreach page,$(if $(SCDOC),$(PAGES)),install -D -m 644 -t $(call man_dir,$(page)) $(page) &&) :
 	sed -i -e 's/@VERSION@/$(VERSION)/' \
 		-e 's,/usr/\(bin/wsl-binfmt\|lib/wsl-binfmt-generator\|lib/systemd/system/\|lib/systemd/system-generators/\),$(PREFIX)/\1,g' \

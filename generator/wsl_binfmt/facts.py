@@ -187,11 +187,10 @@ def read_conf(generator: Any) -> Conf:
     ignored: list[Setting] = []
     at = stopped_at
     while at:
-        rest = lines[at:]
         # Under the section that the settings above it were in.
-        sections = [line for line in lines[:at] if line.lstrip().startswith("[")]
-        found, stopped = _parse_conf(generator, [*sections[-1:], *rest])
-        shift = at - len(sections[-1:])
+        headers = [line for line in lines[:at] if line.lstrip()[:1] == "[" and not _parse_conf(generator, [line])[1]]
+        found, stopped = _parse_conf(generator, [*headers[-1:], *lines[at:]])
+        shift = at - len(headers[-1:])
         ignored += [setting._replace(line=setting.line + shift) for setting in found]
         at = stopped + shift if stopped else 0
     return Conf(protect, enabled, settings, stopped_at, ignored)
@@ -346,6 +345,15 @@ def _start(*args: str) -> subprocess.Popen[str] | None:
         return None
 
 
+def end(process: subprocess.Popen[str]) -> None:
+    """End a program that takes too long; one that cannot be ended is left alone."""
+    process.kill()
+    try:
+        process.communicate(timeout=0.5)
+    except subprocess.TimeoutExpired:
+        pass
+
+
 def _finish(process: subprocess.Popen[str] | None) -> str | None:
     """Read what a program printed; None if it has failed, or takes too long."""
     if process is None:
@@ -353,6 +361,6 @@ def _finish(process: subprocess.Popen[str] | None) -> str | None:
     try:
         said, _ = process.communicate(timeout=DEADLINE)
     except subprocess.TimeoutExpired:
-        process.kill()
+        end(process)
         return None
     return said if process.returncode == 0 else None

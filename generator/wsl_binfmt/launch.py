@@ -86,7 +86,7 @@ def launch(path: str, arguments: list[str]) -> Launch:
     try:
         said, _ = process.communicate(timeout=START_MAX)
     except subprocess.TimeoutExpired:
-        process.kill()
+        facts.end(process)
         return Launch(path, None, "windows", f"it started, and has not ended after {START_MAX:.0f} seconds")
     last = (said.strip().splitlines() or [""])[-1]
     # What WSL's /init says of a failure of its own: "<3>WSL (PID) ERROR: ...".

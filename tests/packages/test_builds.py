@@ -51,7 +51,9 @@ def files(directory: Path) -> dict[str, tuple[int, bytes]]:
         own = re.match(r"\.|usr/share/(doc|licenses|lintian|python3)/", name) or name.endswith(".pyc")
         if path.is_file() and not own:
             content = run("gzip", "-dc", path) if name.endswith(".gz") else path.read_text()
-            result[name.removesuffix(".gz")] = path.stat().st_mode, content.encode()
+            # Debian's zsh has a directory for packages.
+            name = name.replace("zsh/vendor-completions/", "zsh/site-functions/").removesuffix(".gz")
+            result[name] = path.stat().st_mode, content.encode()
     return result
 
 
