@@ -7,7 +7,7 @@ PREFIX = /usr
 # Whether `install` compiles the modules; a package may do so at its installation.
 COMPILE = yes
 
-.PHONY: help install uninstall demo check bench
+.PHONY: help install uninstall demo check bench pictures
 
 help:
 	@echo 'make demo            see it work'
@@ -15,6 +15,7 @@ help:
 	@echo 'make uninstall       undo that'
 	@echo 'make check           run all tests'
 	@echo 'make bench           measure, into README.md and bench/'
+	@echo 'make pictures        draw the terminals of the documentation, into docs/ and README.md'
 	@echo 'make deb|rpm|arch    build a package in dist/; make check-packages tries all three'
 
 # Without scdoc there are no man pages, so that trying this out takes nothing but Python.
@@ -73,6 +74,10 @@ bench: DEPENDS = $(BED_DEPENDS)
 bench: depends
 	/usr/bin/python3 -B tests/system/bench.py
 
+pictures: DEPENDS = $(BED_DEPENDS) python3-venv
+pictures: depends .venv/done
+	.venv/bin/python -B tests/system/picture.py
+
 check: DEPENDS = $(TEST_DEPENDS) $(PACKAGING_DEPENDS)
 check: depends .venv/done
 	.venv/bin/python -B -m pytest
@@ -80,7 +85,7 @@ check: depends .venv/done
 .venv/done: pyproject.toml
 	/usr/bin/python3 -m venv .venv
 	.venv/bin/python -c 'import tomllib; o = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
-		print("\n".join(o["tests"] + o["lint"]))' | .venv/bin/pip install --quiet --requirement /dev/stdin
+		print("\n".join(o["tests"] + o["lint"] + o["pictures"]))' | .venv/bin/pip install --quiet --requirement /dev/stdin
 	touch $@
 
 # Installs DEPENDS on Debian, where it can; what is missing then is said by what needs it.

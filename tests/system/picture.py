@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: MIT
+"""`make pictures`: terminals as they look, into docs/ as SVG, and what they say into README.md."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+import bed
+
+DOCS = bed.TREE / "docs"
+README = bed.TREE / "README.md"
+MARKS = "<!-- begin: make pictures -->\n", "<!-- end: make pictures -->\n"
+WINE = ":wine:M::MZ::/usr/bin/wine:\n"
+
+
+def draw(name: str, title: str, said: str) -> None:
+    """Draw a terminal; said: what is on it, with the escape sequences of colours."""
+    lines = said.replace("\r", "").rstrip("\n").split("\n")
+    with open("/dev/null", "w") as nowhere:
+        console = Console(record=True, width=max(len(Text.from_ansi(line)) for line in lines) + 1, file=nowhere)
+        for line in lines:
+            console.print(Text.from_ansi(line), no_wrap=True)
+        # The id makes the text the same each time.
+        (DOCS / f"{name}.svg").write_text(console.export_svg(title=title, unique_id=name))
+
+
+def main() -> int:
+    """Draw all; returns the exit status."""
+    reason = bed.unavailable()
+    if reason:
+        print(f"make pictures {reason}")
+        return 1
+    with bed.Vm() as vm, vm.distro(files={"/etc/binfmt.d/wine.conf": WINE}) as distro:
+        # As on a machine that was not protected when wine was installed.
+        distro.systemctl("stop", "wsl-binfmt.service")
+        vm.write("wine", "-1")
+        vm.register(WINE)
+        time.sleep(0.1)
+        terminal = distro.shell("TERM=xterm script --quiet --command wsl-binfmt /dev/null", check=False)
+        plain = distro.run("wsl-binfmt", check=False)
+    draw("status", "wsl-binfmt", f"$ wsl-binfmt\n{terminal}")
+    text = README.read_text()
+    before, _, rest = text.partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    block = "".join(f"    {line}".rstrip() + "\n" for line in ["$ wsl-binfmt", *plain.rstrip("\n").split("\n")])
+    README.write_text(before + MARKS[0] + block + MARKS[1] + after)
+    print(f"drawn: {', '.join(str(Path(path).relative_to(bed.TREE)) for path in [DOCS / 'status.svg', README])}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
