@@ -38,7 +38,7 @@ wsl_binfmt_goes() {
         fi
         # Nobody else removes what stands in for WSLInterop after a kill.
         if [ -h /run/systemd/generator/sysinit.target.wants/wsl-binfmt.service ]; then
-                wsl-binfmt restore || :
+                wsl-binfmt restore >/dev/null || :
         fi
         # By patterns: a unit that is named and never was there is an error for systemctl.
         systemctl reset-failed 'wsl-binfmt.servic[e]' 'proc-sys-fs-binfmt_misc-status.moun[t]' || :

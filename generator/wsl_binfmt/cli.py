@@ -151,11 +151,11 @@ def restore(*, dry_run: bool) -> int:
     dry_run: only say what would be done. Returns the exit status; raises OSError.
     """
     if not command.exists(watch.WANTED):
-        return command.tell("not a WSL distro, or switched off in /etc/wsl.conf: nothing to do", WORKS)
+        return _tell("not a WSL distro, or switched off in /etc/wsl.conf: nothing to do")
     if not command.exists(f"{table.DIRECTORY}/register"):
-        return command.tell(f"{table.DIRECTORY} is not mounted: nothing to do", WORKS)
+        return _tell(f"{table.DIRECTORY} is not mounted: nothing to do")
     if os.statvfs(table.DIRECTORY).f_flag & os.ST_RDONLY:
-        return command.tell(f"{table.DIRECTORY} is read-only: nothing to do", WORKS)
+        return _tell(f"{table.DIRECTORY} is read-only: nothing to do")
     if not os.access(interop.INIT, os.X_OK):
         return command.tell(interop.NO_INIT, FAILS)
     inode, disabled = interop.recall()
@@ -166,22 +166,26 @@ def restore(*, dry_run: bool) -> int:
         leftovers = ", ".join(finding.leftovers)
         wrong = finding.fault if dry_run else known.repair()
         if wrong:
-            command.tell(f"{wrong}: would be restored" if dry_run else f"{wrong}: restored", WORKS)
+            _tell(f"{wrong}: would be restored" if dry_run else f"{wrong}: restored")
         if leftovers:
-            command.tell(f"{leftovers} was left behind: " + ("would be removed" if dry_run else "removed"), WORKS)
+            _tell(f"{leftovers} was left behind: " + ("would be removed" if dry_run else "removed"))
         has_done = has_done or bool(wrong or leftovers)
         if dry_run or not known.look(table.entries()).held_until:
             break
         time.sleep(0.01)
     if (not dry_run or os.geteuid() == 0) and switch_on(dry_run=dry_run):
         state = "would be switched on" if dry_run else "switched on"
-        return command.tell(f"the whole table was switched off (echo 0 >status): {state}", WORKS)
+        return _tell(f"the whole table was switched off (echo 0 >status): {state}")
     if known.disabled:
-        return command.tell(
-            f"WSLInterop was disabled by hand, and stays so: echo 1 >{table.DIRECTORY}/WSLInterop", WORKS
-        )
+        return _tell(f"WSLInterop was disabled by hand, and stays so: echo 1 >{table.DIRECTORY}/WSLInterop")
     if not has_done:
-        command.tell("WSLInterop is as WSL registers it, and nothing outranks it: nothing to do", WORKS)
+        _tell("WSLInterop is as WSL registers it, and nothing outranks it: nothing to do")
+    return WORKS
+
+
+def _tell(message: str) -> int:
+    """Tell what was found right, or done; returns the exit status for that."""
+    print(message)
     return WORKS
 
 

@@ -283,10 +283,8 @@ def test_the_table_switched_off(any_vm: Vm, boot: Boot) -> None:
     distro.systemctl("restart", SERVICE)
     time.sleep(0.2)
     assert not distro.interop()
-    assert distro.run("wsl-binfmt", "restore") == (
-        "wsl-binfmt: the whole table was switched off (echo 0 >status): switched on\n"
-    )
+    assert distro.run("wsl-binfmt", "restore") == ("the whole table was switched off (echo 0 >status): switched on\n")
     assert distro.interop()
-    assert distro.run("wsl-binfmt", "restore") == ""
+    assert "nothing to do" in distro.run("wsl-binfmt", "restore")
     eventually(lambda: "is switched on again" in distro.journal("wsl-binfmt.service"))
     assert distro.journal("wsl-binfmt.service").count("switched off") == 1

@@ -92,20 +92,20 @@ def test_version(capfd: Captured) -> None:
 @pytest.mark.usefixtures("wsl")
 def test_nothing_wrong(capfd: Captured) -> None:
     """It says what it found right."""
-    right = "wsl-binfmt: WSLInterop is as WSL registers it, and nothing outranks it: nothing to do\n"
+    right = "WSLInterop is as WSL registers it, and nothing outranks it: nothing to do\n"
     for args in ["restore"], ["restore", "--dry-run"]:
         assert command.run(args) == 0
-        assert capfd.readouterr() == ("", right)
+        assert capfd.readouterr() == (right, "")
 
 
 def test_restored(wsl: kernel.Table, capfd: Captured) -> None:
     """What was wrong is said, once."""
     wsl.formats.clear()
     assert command.run(["restore", "-n"]) == 0
-    assert capfd.readouterr() == ("", "wsl-binfmt: WSLInterop is missing: would be restored\n")
+    assert capfd.readouterr() == ("WSLInterop is missing: would be restored\n", "")
     assert wsl.names == []
     assert command.run(["restore"]) == 0
-    assert capfd.readouterr() == ("", "wsl-binfmt: WSLInterop is missing: restored\n")
+    assert capfd.readouterr() == ("WSLInterop is missing: restored\n", "")
     assert wsl.names == ["WSLInterop"]
 
 
@@ -115,7 +115,7 @@ def test_not_for_us(wsl: kernel.Table, capfd: Captured, tmp_path: Path) -> None:
     wsl.formats.clear()
     assert command.run(["restore"]) == 0
     said = capfd.readouterr()
-    assert said.err == "wsl-binfmt: not a WSL distro, or switched off in /etc/wsl.conf: nothing to do\n"
+    assert said.out == "not a WSL distro, or switched off in /etc/wsl.conf: nothing to do\n"
     assert wsl.writes == []
     assert command.run(["started", SERVICE, STAND_IN]) == 0
     assert wsl.writes
@@ -137,7 +137,7 @@ def test_not_mounted(wsl: kernel.Table, capfd: Captured, tmp_path: Path) -> None
     (tmp_path / "register").unlink()
     wsl.formats.clear()
     assert command.run(["restore"]) == 0
-    assert capfd.readouterr().err == f"wsl-binfmt: {tmp_path} is not mounted: nothing to do\n"
+    assert capfd.readouterr().out == f"{tmp_path} is not mounted: nothing to do\n"
     assert wsl.writes == []
 
 
@@ -150,7 +150,7 @@ def test_read_only(wsl: kernel.Table, capfd: Captured, tmp_path: Path, monkeypat
     monkeypatch.setattr(os, "statvfs", lambda _path: ReadOnly())
     wsl.formats.clear()
     assert command.run(["restore"]) == 0
-    assert capfd.readouterr().err == f"wsl-binfmt: {tmp_path} is read-only: nothing to do\n"
+    assert capfd.readouterr().out == f"{tmp_path} is read-only: nothing to do\n"
     assert wsl.writes == []
 
 
