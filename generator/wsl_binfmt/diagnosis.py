@@ -13,6 +13,8 @@ from wsl_binfmt import facts, formats, interop, table
 ERROR, WARNING, NOTE = "error", "warning", "note"
 RESTORE = "sudo wsl-binfmt restore"
 RELOAD = "sudo systemctl daemon-reload"
+EDIT = "sudo ${EDITOR:-vi}"
+TERMINATE = "`wsl.exe --terminate DISTRO` on Windows"
 # Every problem: how bad it is as a rule, and what it is. The most harmful first.
 PROBLEMS = {
     "not-wsl": (NOTE, "This is not WSL."),
@@ -110,6 +112,7 @@ class Program(NamedTuple):
     start: bytes  # its first 128 bytes, by which the kernel chooses
     fault: str  # why it cannot be executed; "" if it can
     evidence: list[str]
+    fix: str | None
 
 
 class Diagnosis(NamedTuple):
@@ -133,7 +136,7 @@ def diagnose(seen: facts.Facts, program: Program | None = None) -> Diagnosis:
     for check in CHECKS:
         problems += check(seen)
     if program and program.fault:
-        problems.append(_problem("exe-not-executable", program.evidence, None, program.fault))
+        problems.append(_problem("exe-not-executable", program.evidence, program.fix, program.fault))
     problems += _session()
     problems.sort(
         key=lambda problem: ([ERROR, WARNING, NOTE].index(problem.severity), list(PROBLEMS).index(problem.id))
@@ -285,20 +288,22 @@ def _conf(seen: facts.Facts) -> Iterator[Problem]:
     # WSL takes the first of several.
     lines = {setting.name: setting.line for setting in reversed(conf.settings)}
     if not conf.interop:
-        evidence = [f"/etc/wsl.conf:{lines.get('interop.enabled', 0)}: enabled=false in [interop]"]
-        yield _problem("interop-off", evidence, "remove that line, then `wsl.exe --terminate DISTRO` on Windows")
+        line = lines.get("interop.enabled", 0)
+        evidence = [f"/etc/wsl.conf:{line}: enabled=false in [interop]", f"a change counts after {TERMINATE}"]
+        yield _problem("interop-off", evidence, f"{EDIT} +{line} /etc/wsl.conf")
     if not conf.protect:
-        evidence = [f"/etc/wsl.conf:{lines.get('boot.protectbinfmt', 0)}: protectBinfmt=false in [boot]"]
-        yield _problem("protection-off", evidence, f"remove that line, then `{RELOAD}`")
+        line = lines.get("boot.protectbinfmt", 0)
+        evidence = [f"/etc/wsl.conf:{line}: protectBinfmt=false in [boot]", f"a change counts after {TERMINATE}"]
+        yield _problem("protection-off", evidence, f"{EDIT} +{line} /etc/wsl.conf")
     if conf.stopped_at:
         ignored = [f"/etc/wsl.conf:{each.line}: {each.name} is ignored" for each in conf.ignored]
         evidence = [f"/etc/wsl.conf:{conf.stopped_at}: not a [section], name=value or # comment", *ignored]
-        yield _problem("config-error", evidence, f"sudo editor +{conf.stopped_at} /etc/wsl.conf")
+        yield _problem("config-error", evidence, f"{EDIT} +{conf.stopped_at} /etc/wsl.conf")
     for setting in conf.settings:
         wrong = _unused(setting)
         if wrong:
             evidence = [f"/etc/wsl.conf:{setting.line}: {wrong}"]
-            yield _problem("config-unused", evidence, f"sudo editor +{setting.line} /etc/wsl.conf")
+            yield _problem("config-unused", evidence, f"{EDIT} +{setting.line} /etc/wsl.conf")
 
 
 def _unused(setting: facts.Setting) -> str:
@@ -318,14 +323,17 @@ def _generator(seen: facts.Facts) -> Iterator[Problem]:
     if not seen.has_systemd:
         yield _problem(
             "no-systemd",
-            ["/run/systemd/system does not exist"],
-            "add systemd=true to [boot] in /etc/wsl.conf, then `wsl.exe --shutdown` on Windows",
+            [
+                "/run/systemd/system does not exist",
+                "systemd=true under [boot] in /etc/wsl.conf starts it, after `wsl.exe --shutdown` on Windows",
+            ],
+            f"{EDIT} /etc/wsl.conf",
         )
         return
     stale = [path for path, text in seen.wanted.items() if not _is_written(seen.written.get(path), text)]
     unwanted = [] if seen.wanted else [f"{facts.GENERATED}/{path}" for path in _written_ones()]
     if seen.masked_by:
-        yield _problem("generator-masked", [f"{seen.masked_by} hides {facts.GENERATOR}"], f"sudo rm {seen.masked_by}")
+        yield _problem("generator-masked", [f"{seen.masked_by} hides {facts.GENERATOR}"], _remove(seen.masked_by))
     elif stale or unwanted:
         evidence = [f"{facts.GENERATED}/{path} is missing or old" for path in stale[:3]] + unwanted[:3]
         failure = [each.text for each in seen.messages or [] if each.source == "wsl-binfmt-generator"]
@@ -409,8 +417,13 @@ def _drop_ins(service: dict[str, str]) -> Iterator[Problem]:
     emptied = re.compile(r"^\s*(BindPaths|ExecStartPre|ExecStartPost|ExecStopPost)\s*=\s*$", re.MULTILINE)
     guilty = [path for path in suspects if path.endswith("/50-wsl-binfmt.conf") or emptied.search(facts.read(path))]
     evidence = guilty or suspects or [f"systemctl show {formats.SERVICES[0]} has no {missing[0]}"]
-    fix = f"sudo rm {guilty[0]} && {RELOAD}" if guilty else f"systemctl cat {formats.SERVICES[0]}"
+    fix = f"{_remove(guilty[0])} && {RELOAD}" if guilty else f"systemctl cat {formats.SERVICES[0]}"
     yield _problem("override-in-the-way", evidence, fix)
+
+
+def _remove(path: str) -> str:
+    """Make the command that removes a mere link; what somebody has written is for an editor."""
+    return f"sudo rm {path}" if os.path.islink(path) else f"{EDIT} {path}"
 
 
 def _systemd_binfmt(seen: facts.Facts, service: dict[str, str]) -> Iterator[Problem]:
@@ -418,7 +431,7 @@ def _systemd_binfmt(seen: facts.Facts, service: dict[str, str]) -> Iterator[Prob
     rules = list(formats.rules_of_binfmt_d())
     for file, line, rule in rules:
         if formats.name_in(rule) == interop.NAME.encode():
-            yield _problem("rule-redefines-wslinterop", [f"{file}:{line}"], f"sudo editor +{line} {file}")
+            yield _problem("rule-redefines-wslinterop", [f"{file}:{line}"], f"{EDIT} +{line} {file}")
     state = service.get("ActiveState")
     if service.get("ConditionResult") == "no" and state == "inactive" and rules and _can_change(seen):
         conditions = [path for path in service.get("DropInPaths", "").split() if "Condition" in facts.read(path)]
@@ -434,7 +447,7 @@ def _systemd_binfmt(seen: facts.Facts, service: dict[str, str]) -> Iterator[Prob
         refused = [f"{where}: {name} is not in the table" for where, name in names if name not in present]
     if refused:
         path, _, at = refused[0].split(": ")[0].partition(":")
-        yield _problem("unit-failed", refused, f"sudo editor +{at} {path}")
+        yield _problem("unit-failed", refused, f"{EDIT} +{at} {path}")
     elif seen.over_status and "hook starting" not in service.get("ExecStartPre", ""):
         yield _problem(
             "unit-failed",
@@ -453,11 +466,13 @@ def _session() -> Iterator[Problem]:
     if path and not is_listening(path):
         others = [f"/run/WSL/{pid}_interop" for pid in _ancestors()]
         alive = next((other for other in others if is_listening(other)), None)
-        found = f"{alive} answers, which newer versions of WSL turn to" if alive else "nor is there another one"
+        found = (
+            f"{alive} answers, which newer WSL turns to" if alive else "a new terminal has a new one, so has a new tmux"
+        )
         yield _problem(
             "interop-socket-dead",
             [f"WSL_INTEROP={path}, where nobody listens; {found}"],
-            f"export WSL_INTEROP={alive}" if alive else "open a new terminal, or start tmux anew",
+            f"export WSL_INTEROP={alive}" if alive else None,
             "",
             WARNING if alive else ERROR,
         )

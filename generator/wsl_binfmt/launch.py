@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import glob
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -55,14 +56,19 @@ def _read(path: str, mounts: list[facts.Mount]) -> diagnosis.Program:
     mount = max(enumerate(around), key=lambda each: (len(each[1].target), each[0]))[1] if around else None
     where = [f"{mount.target} is mounted with {','.join(dict.fromkeys(mount.options))}"] if mount else []
     mode = f"{path} has the mode {stat.filemode(status.st_mode)}"
-    fault = ""
+    fault, fix = "", None
     if not stat.S_ISREG(status.st_mode):
         fault = f"{path} is not a file."
     elif os.statvfs(path).f_flag & os.ST_NOEXEC:
         fault = f"{path} is on a file system that is mounted with noexec."
+        fix = f"sudo mount -o remount,exec {mount.target}" if mount else None
     elif not os.access(path, os.X_OK):
-        fault = f"{path} may not be executed: its mode, or fmask= of the mount, does not let you."
-    return diagnosis.Program(path, start, fault, [mode, *where] if fault else [])
+        is_of_windows = mount is not None and mount.kind in ("9p", "drvfs", "virtiofs")
+        fault = (
+            f"{path} may not be executed: {'fmask= of the mount' if is_of_windows else 'its mode'} does not let you."
+        )
+        fix = f"{diagnosis.EDIT} /etc/wsl.conf" if is_of_windows else f"chmod +x {shlex.quote(path)}"
+    return diagnosis.Program(path, start, fault, [mode, *where] if fault else [], fix)
 
 
 def launch(path: str, arguments: list[str]) -> Launch:

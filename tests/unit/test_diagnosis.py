@@ -131,7 +131,7 @@ def test_a_program_is_what_it_begins_with() -> None:
     """Given a program, the kernel's choice for it counts."""
     rival = table.Entry(enabled=True, interpreter=b"/w", flags=b"", magic=b"MZ\x91")
     seen = healthy(entries=[entry("rival", rival), entry()])
-    program = diagnosis.Program("/x", b"MZ\x91".ljust(128, b"\0"), "", [])
+    program = diagnosis.Program("/x", b"MZ\x91".ljust(128, b"\0"), "", [], None)
     found = diagnosis.diagnose(seen, program)
     assert (found.works, found.handler and found.handler.name, found.outranked) == (False, "rival", ["WSLInterop"])
 
@@ -340,6 +340,7 @@ def test_files_of_programs(tmp_path: Path) -> None:
     program = launch.read(str(path), mounts)
     assert program
     assert "may not be executed" in program.fault
+    assert program.fix == f"chmod +x {path}"
     assert program.evidence == [f"{path} has the mode -rw-r--r--", "/ is mounted with rw,relatime"]
     path.chmod(0o755)
     program = launch.read(str(path), mounts)
