@@ -180,7 +180,7 @@ def test_another_prefix(release: Path, tmp_path: Path, make: Make) -> None:
 def test_without_scdoc_it_installs_all_but_the_pages(release: Path, tmp_path: Path, make: Make) -> None:
     make(release, "install", f"DESTDIR={tmp_path}", "SCDOC=")
     assert (tmp_path / "usr/bin/wsl-binfmt").exists()
-    assert not (tmp_path / "usr/share").exists()
+    assert not (tmp_path / "usr/share/man").exists()
 
 
 def test_shell_scripts(release: Path) -> None:
@@ -193,7 +193,14 @@ def test_shell_scripts(release: Path) -> None:
     scripts += [PACKAGING / "debian/tests" / name for name in ("takes-effect", "goes-away", "elsewhere")]
     for script in scripts:
         run("sh", "-n", script)
-    run("shellcheck", "--external-sources", *scripts, PACKAGING / "arch/PKGBUILD")
+    scripts.append(bed.TREE / "tests/on-wsl/check.sh")
+    run(
+        "shellcheck",
+        "--external-sources",
+        *scripts,
+        PACKAGING / "arch/PKGBUILD",
+        PACKAGING / "completion/wsl-binfmt.bash",
+    )
     install = release / "build/arch/wsl-binfmt-generator.install"
     run("shellcheck", install)
     for name in "takes_effect", "goes", "is_gone":

@@ -24,7 +24,9 @@ pytestmark = pytest.mark.packages
 REASONS = ("look", "not_a_distro", "parse_wsl_conf", "settings")
 PAGES = {
     "wsl-binfmt-generator.8": ("generator/wsl-binfmt-generator",),
-    "wsl-binfmt.1": tuple(f"generator/wsl_binfmt/{name}.py" for name in ("cli", "command", "formats", "interop", "watch")),
+    "wsl-binfmt.1": tuple(
+        f"generator/wsl_binfmt/{name}.py" for name in ("cli", "command", "formats", "interop", "watch")
+    ),
 }
 
 

@@ -1,0 +1,256 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+# check.sh [-y] [--wipe] [--second DISTRO]: what this package promises, tried in a real WSL distro in which it is
+# installed. Prints a report, to be pasted into an issue. Needs root, and nothing but what a distro with systemd has.
+#
+# It asks before it changes anything, and puts back what it has changed, also when it is interrupted. What it
+# changes is systemd-binfmt.service, which is restarted, and entries of the kernel's table with names of its own, and
+# WSLInterop. Only if asked to:
+#   --wipe             empties the whole table, which takes the formats of all other distros along
+#   --second DISTRO    starts another distro, and ends it with `wsl.exe --terminate`
+# Exit status: 0 all holds; 1 something does not; 2 wrong arguments; 3 this is not a distro to try it in.
+#
+# Functions are called by name, and names of entries and programs have no newlines:
+# shellcheck disable=SC1091,SC2010,SC2012,SC2317
+set -u
+
+TABLE=/proc/sys/fs/binfmt_misc
+SERVICE=systemd-binfmt.service
+WATCH=wsl-binfmt.service
+RULES=/run/binfmt.d/on-wsl-check.conf
+RESTARTS=20
+
+yes='' wipe='' second='' failed=0 work=''
+
+usage() {
+        echo "usage: check.sh [-y] [--wipe] [--second DISTRO]" >&2
+        exit 2
+}
+
+while [ $# -gt 0 ]; do
+        case $1 in
+        -y) yes=1 ;;
+        --wipe) wipe=1 ;;
+        --second)
+                [ $# -gt 1 ] || usage
+                second=$2
+                shift
+                ;;
+        -h | --help)
+                sed -n '3,/^set -u/s/^# \{0,1\}//p' "$0"
+                exit 0
+                ;;
+        *) usage ;;
+        esac
+        shift
+done
+
+# Windows writes UTF-16 with carriage returns.
+plain() {
+        tr -d '\000\r'
+}
+
+fact() {
+        printf '%-22s %s\n' "$1" "$2"
+}
+
+ok() {
+        printf 'ok       %s\n' "$1"
+}
+
+not_ok() {
+        printf 'FAILED   %s\n' "$1"
+        failed=1
+}
+
+skipped() {
+        printf 'skipped  %s\n' "$1"
+}
+
+# Whether Windows answers. Its exit status is that of the program; 126 is the shell's for what does not execute.
+windows() {
+        answer=$("$CMD" /c ver 2>&1 </dev/null) && [ "$answer" ]
+}
+
+# Whether a command succeeds within a second.
+soon() {
+        for _ in 1 2 3 4 5 6 7 8 9 10; do
+                "$@" && return 0
+                sleep 0.1
+        done
+        return 1
+}
+
+has() {
+        [ -e "$TABLE/$1" ]
+}
+
+has_not() {
+        [ ! -e "$TABLE/$1" ]
+}
+
+is_disabled() {
+        read -r state <"$TABLE/WSLInterop" && [ "$state" = disabled ]
+}
+
+# The administrator's start limit is not for this.
+restart() {
+        systemctl reset-failed "$SERVICE" 2>/dev/null
+        systemctl restart "$SERVICE"
+}
+
+launch_until_told() {
+        count=0 lost=0
+        while [ ! -e "$work/enough" ]; do
+                windows || lost=$((lost + 1))
+                count=$((count + 1))
+        done
+        echo "$count $lost" >"$work/launches"
+}
+
+# launching TEXT COMMAND...: start Windows programs over and over while a command runs.
+launching() {
+        text=$1
+        shift
+        rm -f "$work/enough" "$work/launches"
+        launch_until_told &
+        "$@"
+        status=$?
+        : >"$work/enough"
+        wait $!
+        read -r count lost <"$work/launches"
+        if [ "$status" = 0 ] && [ "$lost" = 0 ]; then
+                ok "$text ($count Windows programs started meanwhile, none failed)"
+        else
+                not_ok "$text (exit status $status; of $count Windows programs $lost failed)"
+        fi
+}
+
+put_back() {
+        trap '' INT TERM HUP
+        : >"$work/enough"
+        wait
+        rm -f "$RULES"
+        for name in on-wsl-rival on-wsl-format; do
+                if has "$name"; then echo -1 >"$TABLE/$name"; fi
+        done
+        if [ -e "$work/disabled" ] && is_disabled; then echo 1 >"$TABLE/WSLInterop"; fi
+        if [ -e "$work/changed" ]; then restart; fi
+        rm -rf "$work"
+}
+
+### Where this runs
+
+[ "$(id -u)" = 0 ] || { echo "check.sh: run this as root: sudo $0" >&2; exit 3; }
+if [ ! -d /run/systemd/system ]; then
+        echo "check.sh: systemd does not run here: [boot] systemd=true in /etc/wsl.conf" >&2
+        exit 3
+fi
+if [ ! -h "/run/systemd/generator/sysinit.target.wants/$WATCH" ]; then
+        echo "check.sh: the package is not active here, see: wsl-binfmt" >&2
+        exit 3
+fi
+CMD=$(command -v cmd.exe || ls /mnt/*/Windows/System32/cmd.exe 2>/dev/null | head -n 1)
+WSL=$(command -v wsl.exe || ls /mnt/*/Windows/System32/wsl.exe 2>/dev/null | head -n 1)
+[ "$CMD" ] || { echo "check.sh: cmd.exe is neither in PATH nor in a drive below /mnt" >&2; exit 3; }
+
+echo "### Report of tests/on-wsl/check.sh"
+echo '```'
+fact date "$(date -u +%Y-%m-%dT%H:%MZ)"
+fact distro "$(. /etc/os-release && echo "$PRETTY_NAME")"
+fact kernel "$(uname -r)"
+fact systemd "$(systemctl --version | head -n 1)"
+fact package "$(wsl-binfmt --version)"
+[ -z "$WSL" ] || "$WSL" --version 2>/dev/null </dev/null | plain | sed 's/^/    /'
+for unit in "$SERVICE" binfmt-support.service; do
+        override=/run/systemd/generator/$unit.d/override.conf
+        [ ! -e "$override" ] || fact "override of WSL" "$override"
+done
+fact "over status" "$(sed -n "s,^[^ ]* [^ ]* [^ ]* \([^ ]*\) $TABLE/status .*,\1,p" /proc/self/mountinfo | tail -n 1)"
+fact "systemd is" "$(systemctl is-system-running)"
+fact entries "$(ls -U "$TABLE" | grep -v -e '^register$' -e '^status$' | tr '\n' ' ')"
+wsl-binfmt status --json | sed -n '/"problems"/,$p'
+
+if [ -z "$yes" ]; then
+        printf '%s\n' '```' "This restarts $SERVICE $RESTARTS times, and changes entries of the table for moments."
+        [ -z "$wipe" ] || echo "It EMPTIES the table: other distros lose their formats until they restart."
+        [ -z "$second" ] || echo "It TERMINATES the distro $second, with all that runs in it."
+        printf 'Go on? [y/N] '
+        read -r said || said=
+        case $said in [yY]*) ;; *) echo "Nothing was changed."; exit 0 ;; esac
+        echo '```'
+fi
+
+work=$(mktemp -d) || exit 3
+trap put_back EXIT
+trap 'exit 130' INT TERM HUP
+
+### What has to hold
+
+if windows; then ok "Windows answers: $(echo "$answer" | plain | tr -d '\n')"; else not_ok "Windows answers: $answer"; fi
+if wsl-binfmt status --fail-on=warning >/dev/null; then ok "wsl-binfmt finds nothing wrong"; else not_ok "wsl-binfmt finds nothing wrong"; fi
+
+: >"$work/changed"
+restarts() {
+        for _ in $(seq "$RESTARTS"); do restart || return; done
+}
+launching "$RESTARTS restarts of $SERVICE" restarts
+launching "reload" systemctl reload-or-restart "$SERVICE"
+launching "daemon-reload" systemctl daemon-reload
+launching "daemon-reexec" systemctl daemon-reexec
+
+mkdir -p "${RULES%/*}"
+echo ':on-wsl-format:M::on-wsl-check::/bin/true:' >"$RULES"
+restart
+if has on-wsl-format; then ok "a rule of binfmt.d is registered"; else not_ok "a rule of binfmt.d is registered"; fi
+rm -f "$RULES"
+restart
+if soon has_not on-wsl-format; then ok "it ends with its rule"; else not_ok "it ends with its rule"; fi
+
+echo ':on-wsl-rival:M::MZ::/bin/false:' >"$TABLE/register"
+if soon windows && has on-wsl-rival; then ok "a rival is outranked"; else not_ok "a rival is outranked: $answer"; fi
+echo -1 >"$TABLE/on-wsl-rival"
+
+echo -1 >"$TABLE/WSLInterop"
+if soon windows && soon has WSLInterop; then ok "WSLInterop removed by hand is back"; else not_ok "WSLInterop removed by hand is back"; fi
+
+: >"$work/disabled"
+echo 0 >"$TABLE/WSLInterop"
+restart
+if is_disabled; then ok "WSLInterop disabled by hand stays so"; else not_ok "WSLInterop disabled by hand stays so"; fi
+echo 1 >"$TABLE/WSLInterop"
+rm -f "$work/disabled"
+if windows; then ok "and enabled again"; else not_ok "and enabled again: $answer"; fi
+
+if { echo -1 >"$TABLE/status"; } 2>/dev/null; then
+        not_ok "nothing in this distro can empty the table"
+else
+        ok "nothing in this distro can empty the table"
+fi
+
+# As another distro or a container does, by a mount of its own.
+empty_table() {
+        unshare --mount sh -c 'mount -t binfmt_misc binfmt_misc /mnt && echo -1 >/mnt/status'
+}
+if [ -z "$wipe" ]; then
+        skipped "another one empties the table (--wipe)"
+elif empty_table && soon windows && soon has WSLInterop; then
+        ok "another one empties the table"
+else
+        not_ok "another one empties the table: $answer"
+fi
+
+peer() {
+        "$WSL" -d "$second" -e true </dev/null && sleep 2 && "$WSL" --terminate "$second" </dev/null >/dev/null && sleep 2
+}
+if [ -z "$second" ] || [ -z "$WSL" ]; then
+        skipped "another distro starts and ends (--second DISTRO)"
+else
+        launching "another distro starts and ends" peer
+fi
+
+state=$(systemctl is-system-running)
+if [ "$state" = running ]; then ok "systemd is running"; else not_ok "systemd is $state: $(systemctl --failed --plain --no-legend | tr '\n' ';')"; fi
+journalctl --quiet --unit="$WATCH" --lines=10 --output=short-iso | sed 's/^/    /'
+echo '```'
+exit "$failed"
