@@ -14,7 +14,7 @@ help:
 	@echo 'make install         install it; DESTDIR= and PREFIX=/usr'
 	@echo 'make uninstall       undo that'
 	@echo 'make check           run all tests'
-	@echo 'make bench           measure, into README.md and bench/'
+	@echo 'make bench           measure, into bench/'
 	@echo 'make pictures        draw the terminals of the documentation, into docs/ and README.md'
 	@echo 'make deb|rpm|arch    build a package in dist/; make check-packages tries all three'
 

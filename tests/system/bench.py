@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """`make bench`: what a user has with this, and with what there is instead, side by side.
 
-Prints tables, and writes them to results.json, plot.svg and the README. Each
+Prints tables, and writes them to bench/. Each
 figure is the median, with the smallest and the largest, of runs that take turns:
 whatever else the machine does meanwhile is in all of them.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 OUTPUT = bed.TREE / "bench"
-README = bed.TREE / "README.md"
+README = OUTPUT / "README.md"
 MARKS = "<!-- begin: make bench -->\n", "<!-- end: make bench -->\n"
 PYTHON = "/usr/bin/python3"
 GENERATOR = "/usr/lib/systemd/system-generators/wsl-binfmt-generator"
