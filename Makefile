@@ -7,13 +7,14 @@ PREFIX = /usr
 # Whether `install` compiles the modules; a package may do so at its installation.
 COMPILE = yes
 
-.PHONY: help install uninstall demo check bench pictures
+.PHONY: help install uninstall demo check check-pythons bench pictures
 
 help:
 	@echo 'make demo            see it work'
 	@echo 'make install         install it; DESTDIR= and PREFIX=/usr'
 	@echo 'make uninstall       undo that'
 	@echo 'make check           run all tests'
+	@echo 'make check-pythons   run the unit tests on each Python that is there'
 	@echo 'make bench           measure, into bench/'
 	@echo 'make pictures        draw the terminals of the documentation, into docs/ and README.md'
 	@echo 'make deb|rpm|arch    build a package in dist/; make check-packages tries all three'
@@ -82,11 +83,27 @@ check: DEPENDS = $(TEST_DEPENDS) $(PACKAGING_DEPENDS)
 check: depends .venv/done
 	.venv/bin/python -B -m pytest
 
+# Prints what the tests in pyproject.toml need.
+REQUIREMENTS = /usr/bin/python3 -c 'import sys, tomllib; \
+	needs = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	print(*(need for kind in sys.argv[1:] for need in needs[kind]), sep="\n")'
+
 .venv/done: pyproject.toml
 	/usr/bin/python3 -m venv .venv
-	.venv/bin/python -c 'import tomllib; o = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
-		print("\n".join(o["tests"] + o["lint"] + o["pictures"]))' | .venv/bin/pip install --quiet --requirement /dev/stdin
+	$(REQUIREMENTS) tests lint pictures | .venv/bin/pip install --quiet --requirement /dev/stdin
 	touch $@
+
+# The unit tests on every Python from 3.8 that this machine has. Linting is for one of them.
+PYTHONS = $(wildcard /usr/bin/python3.[0-9] /usr/bin/python3.[0-9][0-9] $(HOME)/.pyenv/versions/3.*/bin/python3)
+check-pythons:
+	@for python in $(PYTHONS); do \
+		version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2] if sys.version_info >= (3, 8) else "")'); \
+		[ "$$version" ] || continue; \
+		echo "Python $$version"; venv=build/pythons/$$version; \
+		[ -x $$venv/bin/pytest ] || { $$python -m venv $$venv && \
+			$(REQUIREMENTS) tests | $$venv/bin/pip install --quiet --requirement /dev/stdin; } && \
+		$$venv/bin/python -B -m pytest -qq -p no:cacheprovider tests/unit --ignore=tests/unit/test_lint.py || exit 1; \
+	done
 
 # Installs DEPENDS on Debian, where it can; what is missing then is said by what needs it.
 depends:
