@@ -9,9 +9,11 @@ import os
 import subprocess
 import sys
 import time
+from typing import NoReturn
 
-from wsl_binfmt import command, diagnosis, facts, interop, launch, report, table, watch
+from wsl_binfmt import command, diagnosis, facts, interop, launch, report, table
 
+RESTORE_MAX = 10.0  # seconds
 WORKS, FAILS, USAGE, ELSEWHERE, UNKNOWN = range(5)  # exit status
 EPILOG = """\
 Exit status of status: 0 Windows programs start; 1 they do not, or something is
@@ -28,9 +30,19 @@ read -r state <"$0/status"
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose messages are harmless for a terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the arguments, and end."""
+        self.print_usage(sys.stderr)
+        command.tell(f"{message}; see --help", USAGE)
+        raise SystemExit(USAGE)
+
+
 def parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog=command.NAME,
         description="Keep Windows programs starting in this WSL distro, and say why one does not.",
         epilog=EPILOG,
@@ -78,7 +90,16 @@ def run(args: list[str]) -> int:
     except PermissionError:
         result = command.tell(f"may not change {table.DIRECTORY}, run this as root", FAILS)
     except OSError as e:
-        result = command.tell(f"cannot change {e.filename or table.DIRECTORY}: {e.strerror}", FAILS)
+        if e.filename == facts.GENERATOR:
+            result = command.tell(f"{e.filename} is missing: install the package anew", UNKNOWN)
+        else:
+            result = command.tell(f"cannot change {e.filename or table.DIRECTORY}: {e.strerror}", FAILS)
+    except subprocess.TimeoutExpired as e:
+        result = command.tell(f"{e.cmd[0]} does not answer", FAILS)
+    try:
+        sys.stderr.flush()
+    except OSError:
+        pass
     try:
         sys.stdout.flush()
     except OSError as e:
@@ -101,18 +122,15 @@ def status(options: argparse.Namespace) -> int:
     if options.list:
         print(report.list_problems())
         return WORKS
+    seen = facts.Facts()
     path = launch.find(options.program or launch.CMD) if options.program or options.launch else None
-    if options.program and not path:
-        return command.tell(f"there is no program {options.program}", USAGE)
-    try:
-        seen = facts.Facts()
-    except FileNotFoundError as e:
-        return command.tell(f"{e.filename} is missing: install the package anew", UNKNOWN)
     program = launch.read(path, seen.mounts) if path else None
-    if program and options.program and not program.fault and program.start[:2] != interop.WINDOWS:
+    if options.program and not program:
+        return command.tell(f"there is no program {options.program}", USAGE)
+    if options.program and program and not program.fault and (program.start or b"MZ")[:2] != interop.WINDOWS:
         return command.tell(f"{path} is not a Windows program, it does not begin with MZ", USAGE)
     found = diagnosis.diagnose(seen, program if options.program else None)
-    launched = _launch(options, path, found)
+    launched = _launch(options, program, found)
     if launched:
         found = found._replace(works=launched.started)
     if options.json:
@@ -127,12 +145,14 @@ def status(options: argparse.Namespace) -> int:
     return exit_status(found, fail_on=options.fail_on)
 
 
-def _launch(options: argparse.Namespace, path: str | None, found: diagnosis.Diagnosis) -> launch.Launch | None:
+def _launch(
+    options: argparse.Namespace, program: diagnosis.Program | None, found: diagnosis.Diagnosis
+) -> launch.Launch | None:
     if not options.launch or any(problem.id in diagnosis.ELSEWHERE for problem in found.problems):
         return None
-    if path is None:
+    if program is None:
         return launch.Launch(launch.CMD, None, "file", "it is neither in PATH nor in a drive below /mnt")
-    return launch.launch(path, [] if options.program else ["/c", "exit"])
+    return launch.launch(program.path, [] if options.program else ["/c", "exit"])
 
 
 def exit_status(found: diagnosis.Diagnosis, fail_on: str | None) -> int:
@@ -150,8 +170,11 @@ def restore(*, dry_run: bool) -> int:
 
     dry_run: only say what would be done. Returns the exit status; raises OSError.
     """
-    if not command.exists(watch.WANTED):
-        return _tell("not a WSL distro, or switched off in /etc/wsl.conf: nothing to do")
+    generator = facts.load_generator()
+    if generator.not_a_distro():
+        return _tell(f"{generator.not_a_distro()}: nothing to do")
+    if not generator.settings()[1]:
+        return _tell("/etc/wsl.conf switches Windows programs off: nothing to do")
     if not command.exists(f"{table.DIRECTORY}/register"):
         return _tell(f"{table.DIRECTORY} is not mounted: nothing to do")
     if os.statvfs(table.DIRECTORY).f_flag & os.ST_RDONLY:
@@ -161,9 +184,10 @@ def restore(*, dry_run: bool) -> int:
     inode, disabled = interop.recall()
     known = interop.Interop(inode, disabled=disabled)
     has_done = False
+    end = time.monotonic() + RESTORE_MAX
     while True:
         finding = known.look(table.entries())
-        leftovers = ", ".join(finding.leftovers)
+        leftovers = ", ".join(facts.stale_stand_ins(facts.read_entries()) if dry_run else finding.leftovers)
         wrong = finding.fault if dry_run else known.repair()
         if wrong:
             _tell(f"{wrong}: would be restored" if dry_run else f"{wrong}: restored")
@@ -172,6 +196,8 @@ def restore(*, dry_run: bool) -> int:
         has_done = has_done or bool(wrong or leftovers)
         if dry_run or not known.look(table.entries()).held_until:
             break
+        if time.monotonic() > end:
+            return command.tell("others hold stand-ins all the time, WSLInterop is left to them", FAILS)
         time.sleep(0.01)
     if (not dry_run or os.geteuid() == 0) and switch_on(dry_run=dry_run):
         state = "would be switched on" if dry_run else "switched on"
@@ -185,7 +211,7 @@ def restore(*, dry_run: bool) -> int:
 
 def _tell(message: str) -> int:
     """Tell what was found right, or done; returns the exit status for that."""
-    print(message)
+    print(command.printable(message))
     return WORKS
 
 
@@ -205,6 +231,7 @@ def switch_on(*, dry_run: bool) -> bool:
         check=False,
         stderr=subprocess.PIPE,
         text=True,
+        timeout=RESTORE_MAX,
     )
     if done.returncode not in (0, 3):
         raise OSError(0, done.stderr.strip(), f"{table.DIRECTORY}/status")

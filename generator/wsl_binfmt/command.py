@@ -58,17 +58,22 @@ def exists(path: str) -> bool:
     return True
 
 
+def printable(text: str) -> str:
+    """Make a text harmless for a terminal and the journal: others may have put anything into names and paths."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in text
+    )
+
+
 def tell(message: str, status: int) -> int:
     """Tell what happened, on stderr, which is the journal under systemd; returns `status`."""
-    return say(f"{NAME}: {message}", status)
-
-
-def say(text: str, status: int, out: int = 2) -> int:
-    """Write a line to a file descriptor; returns `status`, or 1 if it was for stdout and failed."""
     try:
-        posix.write(out, f"{text}\n".encode(errors="backslashreplace"))
+        posix.write(2, f"{NAME}: {printable(message)}\n".encode(errors="backslashreplace"))
     except OSError:
-        return 1 if out == 1 else status
+        pass
     return status
 
 

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
+import shlex
+import socket
 from typing import Callable, Iterator, NamedTuple
 
 from wsl_binfmt import facts, formats, interop, table
@@ -13,7 +16,8 @@ from wsl_binfmt import facts, formats, interop, table
 ERROR, WARNING, NOTE = "error", "warning", "note"
 RESTORE = "sudo wsl-binfmt restore"
 RELOAD = "sudo systemctl daemon-reload"
-EDIT = "sudo ${EDITOR:-vi}"
+FIX_MAX = 190  # characters: a longer command would be cut
+INTEROP_SOCKETS = "/run/WSL"
 TERMINATE = "`wsl.exe --terminate DISTRO` on Windows"
 # Every problem: how bad it is as a rule, and what it is. The most harmful first.
 PROBLEMS = {
@@ -56,6 +60,7 @@ PROBLEMS = {
 }
 # These are the whole answer.
 ELSEWHERE = "not-wsl", "wsl1", "container"
+DROP_IN = "50-wsl-binfmt.conf"
 
 # What WSL reads of /etc/wsl.conf, src/linux/init/WslDistributionConfig.cpp in its source; and whether it is a boolean.
 KNOWN_SETTINGS = {
@@ -86,11 +91,13 @@ KNOWN_SETTINGS = {
     "user.default": False,
 }
 BOOLEANS = "true", "false", "1", "0"
+NAME_MAX = 50  # characters
 # Sections of %UserProfile%\.wslconfig on Windows.
 WSLCONFIG = "wsl2.", "experimental."
 
 # How a Windows program begins, as those of today do; and what systemd-binfmt says of a rule that is refused.
-PROGRAM = b"MZ\x90\x00\x03\x00\x00\x00\x04\x00\x00\x00\xff\xff\x00\x00".ljust(128, b"\0")
+START_MAX = 256  # bytes by which the kernel chooses, BINPRM_BUF_SIZE
+PROGRAM = b"MZ\x90\x00\x03\x00\x00\x00\x04\x00\x00\x00\xff\xff\x00\x00".ljust(START_MAX, b"\0")
 REFUSED_RULE = re.compile(r"(/\S+\.conf:\d+): (.*)")
 REFUSED_WIPE = re.compile(r"Failed to (flush binfmt_misc|.*remove|.*unregister)")
 
@@ -109,7 +116,7 @@ class Program(NamedTuple):
     """A file that is to be started."""
 
     path: str
-    start: bytes  # its first 128 bytes, by which the kernel chooses
+    start: bytes | None  # its first START_MAX bytes; None if this user may not read them
     fault: str  # why it cannot be executed; "" if it can
     evidence: list[str]
     fix: str | None
@@ -130,20 +137,24 @@ def diagnose(seen: facts.Facts, program: Program | None = None) -> Diagnosis:
     problems = list(_elsewhere(seen))
     if problems:
         return Diagnosis(None, None, [], problems, [])
-    path, start = (program.path, program.start) if program else ("program.exe", PROGRAM)
+    path, start = (program.path, program.start or PROGRAM) if program else ("program.exe", PROGRAM)
     matching = [each for each in seen.entries or [] if each.entry.enabled and matches(each.entry, start, path)]
     handler = matching[0] if matching else None
     for check in CHECKS:
         problems += check(seen)
+    problems += _interop(seen, handler)
     if program and program.fault:
         problems.append(_problem("exe-not-executable", program.evidence, program.fix, program.fault))
     problems += _session()
     problems.sort(
         key=lambda problem: ([ERROR, WARNING, NOTE].index(problem.severity), list(PROBLEMS).index(problem.id))
     )
-    return Diagnosis(
-        _works(seen, handler, problems), handler, [each.name for each in matching[1:]], problems, _not_checked(seen)
-    )
+    works = _works(seen, handler, problems)
+    not_checked = list(_not_checked(seen))
+    if program and program.start is None:
+        works = works and None
+        not_checked.append(f"how {program.path} begins: this user may not read it, or it does not answer")
+    return Diagnosis(works, handler, [each.name for each in matching[1:]], problems, not_checked)
 
 
 def matches(entry: table.Entry, start: bytes, path: str) -> bool:
@@ -164,24 +175,36 @@ def _works(seen: facts.Facts, handler: facts.Registered | None, problems: list[P
     return handler is not None and interop.leads_to_init(handler.entry)
 
 
-def _not_checked(seen: facts.Facts) -> list[str]:
-    missing = []
+def _not_checked(seen: facts.Facts) -> Iterator[str]:
     if seen.is_switched_on is None and seen.entries is not None:
-        missing.append("whether the whole table is switched off: only root can see that, run this with sudo")
+        yield "whether the whole table is switched off: only root can see that, run this with sudo"
+    if seen.entries is None and seen.table_mount and seen.table_mount.kind == "binfmt_misc":
+        yield "the entries of the table: it could not be read in time"
+    if not seen.conf.is_known:
+        yield "/etc/wsl.conf: this user may not read it, or it does not answer"
     if seen.has_systemd and seen.units is None:
-        missing.append("the units: systemctl did not answer")
+        yield "the units: systemctl did not answer"
     if seen.has_systemd and seen.messages is None:
-        missing.append("the journal: this user may not read it, or it did not answer")
-    return missing
+        yield "the journal: this user may not read it, or it did not answer"
+    if os.path.isdir(INTEROP_SOCKETS) and interop_socket() is None:
+        yield "the socket by which WSL reaches Windows: none belongs to this session"
 
 
 def _problem(name: str, evidence: list[str], fix: str | None = None, summary: str = "", severity: str = "") -> Problem:
-    return Problem(name, summary or PROBLEMS[name][1], evidence, fix, severity or PROBLEMS[name][0])
+    # A command that cannot be shown as it is, is no help.
+    if fix and not (fix.isprintable() and len(fix) <= FIX_MAX):
+        fix = None
+    return Problem(name, summary or PROBLEMS[name][1], evidence[: facts.SHOWN_MAX], fix, severity or PROBLEMS[name][0])
+
+
+def edit(path: str, line: int | str = 0) -> str:
+    """Make the command that opens a file at a line."""
+    return f"sudo ${{EDITOR:-vi}} {f'+{line} ' if line else ''}{shlex.quote(path)}"
 
 
 def _elsewhere(seen: facts.Facts) -> Iterator[Problem]:
     if re.match(r"4\.4\.0-\d+-Microsoft", seen.release):
-        yield _problem("wsl1", [f"the kernel calls itself {seen.release}"], "wsl.exe --set-version DISTRO 2")
+        yield _problem("wsl1", [f"the kernel calls itself {seen.release}"], "wsl.exe --set-version $WSL_DISTRO_NAME 2")
     elif seen.elsewhere not in ("", "not WSL"):
         yield _problem("container", [seen.elsewhere])
     elif seen.elsewhere:
@@ -208,44 +231,65 @@ def _table(seen: facts.Facts) -> Iterator[Problem]:
     elif "ro" in mount.options:
         yield _problem("table-read-only", [f"{table.DIRECTORY} is mounted with the option ro"])
     if seen.is_switched_on is False:
-        yield _problem("table-disabled", [f"{table.DIRECTORY}/status says disabled"], RESTORE)
+        fix = RESTORE if _can_change(seen) else None
+        yield _problem("table-disabled", [f"{table.DIRECTORY}/status says disabled"], fix)
 
 
-def _interop(seen: facts.Facts) -> Iterator[Problem]:
-    """Check WSLInterop, and what comes before it."""
+def _interop(seen: facts.Facts, handler: facts.Registered | None) -> Iterator[Problem]:
+    """Check WSLInterop, and what comes before it. handler: who answers a Windows program."""
     if seen.entries is None or not seen.conf.interop:
         return
+    restore = RESTORE if _can_change(seen) else None
     ours = next((each for each in seen.entries if each.name == interop.NAME), None)
-    before = seen.entries[: seen.entries.index(ours)] if ours else seen.entries
-    stale = facts.stale_stand_ins(seen.entries)
-    if stale:
-        yield _problem("stale-stand-in", [_entry(name) for name in stale], RESTORE)
-    others = [each for each in seen.entries if not interop.is_ours(each.name) and interop.leads_to_init(each.entry)]
-    seconds = [
-        each for each in others if each.entry.enabled and (_is_disabled(ours) or not _is_of_wsl(seen, each.name))
-    ]
-    for each in seconds:
-        yield _problem("second-name", [_entry(each.name)], f"echo -1 | sudo tee {_path(each.name)}")
+    if seen.stale:
+        yield _problem("stale-stand-in", [_entry(name) for name in seen.stale], restore)
     if ours is None:
-        if not others and not stale:
-            yield _problem("not-registered", [f"{_path(interop.NAME)} does not exist"], RESTORE)
-        return
-    said = [f"{_path(ours.name)} says: {'enabled' if ours.entry.enabled else 'disabled'}"]
-    if not ours.entry.enabled:
-        yield _problem("disabled-by-hand", said, f"echo 1 | sudo tee {_path(ours.name)}")
-        return
-    if not interop.leads_to_init(ours.entry):
+        yield from _missing(seen, handler, restore)
+    elif not ours.entry.enabled:
+        fix = f"echo 1 | sudo tee {_path(ours.name)}"
+        yield _problem("disabled-by-hand", [f"{_path(ours.name)} says: disabled"], fix)
+    elif not interop.leads_to_init(ours.entry):
         evidence = [f"{_path(ours.name)} leads to {os.fsdecode(ours.entry.interpreter)}"]
-        yield _problem("foreign-interpreter", [*evidence, *_where_from(ours)], RESTORE)
+        yield _problem("foreign-interpreter", [*evidence, *_where_from(ours)], restore)
     elif b"F" not in ours.entry.flags:
-        yield _problem("missing-fix-binary", [f"{_path(ours.name)} has the flags {ours.entry.flags.decode()}"], RESTORE)
-    for each in before:
-        if each.entry.enabled and not interop.leads_to_init(each.entry) and each.entry.may_match(interop.WINDOWS):
+        yield _problem("missing-fix-binary", [f"{_path(ours.name)} has the flags {ours.entry.flags.decode()}"], restore)
+    for each in seen.entries if ours else ():
+        is_second = each.entry.enabled and not interop.is_ours(each.name) and interop.leads_to_init(each.entry)
+        if is_second and (_is_disabled(ours) or not _is_of_wsl(seen, each.name)):
+            yield _problem("second-name", [_entry(each.name)], f"echo -1 | sudo tee {shlex.quote(_path(each.name))}")
+    if not _is_disabled(ours):
+        yield from _shadowed(seen, handler, restore)
+
+
+def _missing(seen: facts.Facts, handler: facts.Registered | None, restore: str | None) -> Iterator[Problem]:
+    """Tell that WSLInterop is missing; another entry may do its work."""
+    if seen.stale:
+        return
+    evidence = [f"{_path(interop.NAME)} does not exist"]
+    if handler and interop.leads_to_init(handler.entry):
+        evidence.append(f"{_entry(handler.name)} answers in its place")
+        yield _problem("not-registered", evidence, restore, "", WARNING)
+    else:
+        yield _problem("not-registered", evidence, restore)
+
+
+def _shadowed(seen: facts.Facts, handler: facts.Registered | None, restore: str | None) -> Iterator[Problem]:
+    """Tell which entries take Windows programs, all or some, before one that leads to /init gets them."""
+    entries = seen.entries or []
+    if not any(interop.leads_to_init(each.entry) for each in entries):
+        return
+    for each in entries:
+        if not each.entry.enabled or not each.entry.may_match(interop.WINDOWS):
+            continue
+        if interop.leads_to_init(each.entry):
+            return
+        evidence = [f"{_path(each.name)} leads to {os.fsdecode(each.entry.interpreter)}", *_where_from(each)]
+        summary = f"{each.name} outranks WSLInterop: it matches Windows programs, and was registered later."
+        if each is handler:
+            yield _problem("shadowed", evidence, restore, summary)
+        else:
             yield _problem(
-                "shadowed",
-                [f"{_path(each.name)} leads to {os.fsdecode(each.entry.interpreter)}", *_where_from(each)],
-                RESTORE,
-                f"{each.name} outranks WSLInterop: it matches Windows programs, and was registered later.",
+                "shadowed", evidence, restore, f"{each.name} outranks WSLInterop for some programs.", WARNING
             )
 
 
@@ -285,31 +329,35 @@ def _where_from(each: facts.Registered) -> Iterator[str]:
 def _conf(seen: facts.Facts) -> Iterator[Problem]:
     """Check /etc/wsl.conf."""
     conf = seen.conf
+    if not conf.is_known:
+        return
     # WSL takes the first of several.
     lines = {setting.name: setting.line for setting in reversed(conf.settings)}
     if not conf.interop:
         line = lines.get("interop.enabled", 0)
         evidence = [f"/etc/wsl.conf:{line}: enabled=false in [interop]", f"a change counts after {TERMINATE}"]
-        yield _problem("interop-off", evidence, f"{EDIT} +{line} /etc/wsl.conf")
+        yield _problem("interop-off", evidence, edit("/etc/wsl.conf", line))
     if not conf.protect:
         line = lines.get("boot.protectbinfmt", 0)
         evidence = [f"/etc/wsl.conf:{line}: protectBinfmt=false in [boot]", f"a change counts after {TERMINATE}"]
-        yield _problem("protection-off", evidence, f"{EDIT} +{line} /etc/wsl.conf")
+        yield _problem("protection-off", evidence, edit("/etc/wsl.conf", line))
     if conf.stopped_at:
         ignored = [f"/etc/wsl.conf:{each.line}: {each.name} is ignored" for each in conf.ignored]
         evidence = [f"/etc/wsl.conf:{conf.stopped_at}: not a [section], name=value or # comment", *ignored]
-        yield _problem("config-error", evidence, f"{EDIT} +{conf.stopped_at} /etc/wsl.conf")
-    for setting in conf.settings:
+        yield _problem("config-error", evidence, edit("/etc/wsl.conf", conf.stopped_at))
+    for setting in conf.settings[: facts.SHOWN_MAX]:
         wrong = _unused(setting)
         if wrong:
             evidence = [f"/etc/wsl.conf:{setting.line}: {wrong}"]
-            yield _problem("config-unused", evidence, f"{EDIT} +{setting.line} /etc/wsl.conf")
+            yield _problem("config-unused", evidence, edit("/etc/wsl.conf", setting.line))
 
 
 def _unused(setting: facts.Setting) -> str:
     """Tell what WSL does not know of a setting; "" if it knows it."""
     if setting.name.startswith(WSLCONFIG):
         return f"{setting.name} belongs into %UserProfile%\\.wslconfig on Windows"
+    if len(setting.name) > NAME_MAX:
+        return "WSL knows no setting with such a long name"
     if setting.name not in KNOWN_SETTINGS:
         likely = difflib.get_close_matches(setting.name, KNOWN_SETTINGS, 1)
         return f"WSL knows no {setting.name}" + (f"; {likely[0]} may be meant" if likely else "")
@@ -327,14 +375,14 @@ def _generator(seen: facts.Facts) -> Iterator[Problem]:
                 "/run/systemd/system does not exist",
                 "systemd=true under [boot] in /etc/wsl.conf starts it, after `wsl.exe --shutdown` on Windows",
             ],
-            f"{EDIT} /etc/wsl.conf",
+            edit("/etc/wsl.conf"),
         )
         return
     stale = [path for path, text in seen.wanted.items() if not _is_written(seen.written.get(path), text)]
     unwanted = [] if seen.wanted else [f"{facts.GENERATED}/{path}" for path in _written_ones()]
     if seen.masked_by:
         yield _problem("generator-masked", [f"{seen.masked_by} hides {facts.GENERATOR}"], _remove(seen.masked_by))
-    elif stale or unwanted:
+    elif (stale or unwanted) and seen.conf.is_known:
         evidence = [f"{facts.GENERATED}/{path} is missing or old" for path in stale[:3]] + unwanted[:3]
         failure = [each.text for each in seen.messages or [] if each.source == "wsl-binfmt-generator"]
         failure = [text for text in failure if "cannot write" in text or "unexpected" in text][-1:]
@@ -355,7 +403,7 @@ def _is_written(written: str | None, wanted: str) -> bool:
 def _written_ones() -> list[str]:
     """Which of our files are there although the generator would write none."""
     paths = [f"sysinit.target.wants/{unit}" for unit in (facts.GUARD, facts.WATCH, facts.BOOT)]
-    paths += [f"{service}.d/50-wsl-binfmt.conf" for service in formats.SERVICES]
+    paths += [f"{service}.d/{DROP_IN}" for service in formats.SERVICES]
     return [path for path in paths if os.path.lexists(f"{facts.GENERATED}/{path}")]
 
 
@@ -365,7 +413,7 @@ def _units(seen: facts.Facts) -> Iterator[Problem]:
     if not units:
         return
     wanted = {path.partition("/")[2] for path in seen.wanted if path.endswith((".mount", ".service"))}
-    masked = [name for name, unit in units.items() if unit["LoadState"] == "masked"]
+    masked = [name for name, unit in units.items() if unit.get("LoadState") == "masked"]
     for name in masked:
         if name in wanted or name == formats.SERVICES[0]:
             yield _problem("unit-masked", [f"{name} is masked"], f"sudo systemctl unmask {name}", "", _severity(name))
@@ -378,10 +426,10 @@ def _units(seen: facts.Facts) -> Iterator[Problem]:
     watch = units.get(facts.WATCH, {})
     if facts.WATCH in wanted and facts.WATCH not in masked and can_change and watch.get("ActiveState") != "active":
         yield _problem("watch-inactive", [_state(units, facts.WATCH)], f"sudo systemctl start {facts.WATCH}")
-    service = units.get(formats.SERVICES[0], {})
-    if service.get("LoadState") == "loaded" and seen.written.get(f"{formats.SERVICES[0]}.d/50-wsl-binfmt.conf"):
-        yield from _drop_ins(service)
-    yield from _systemd_binfmt(seen, service)
+    for name in formats.SERVICES:
+        if units.get(name, {}).get("LoadState") == "loaded" and seen.written.get(f"{name}.d/{DROP_IN}"):
+            yield from _drop_ins(name, units[name])
+    yield from _systemd_binfmt(seen, units.get(formats.SERVICES[0], {}))
 
 
 def _can_change(seen: facts.Facts) -> bool:
@@ -399,31 +447,34 @@ def _state(units: dict[str, dict[str, str]], name: str) -> str:
     return f"{name} is {units.get(name, {}).get('ActiveState', 'unknown')}"
 
 
-def _drop_ins(service: dict[str, str]) -> Iterator[Problem]:
-    """Check that what our drop-ins say is what counts."""
-    effective = " ".join(
-        service.get(name, "") for name in ("BindPaths", "ExecStartPre", "ExecStartPost", "ExecStopPost")
-    )
+def missing_part(service: dict[str, str]) -> str:
+    """Tell what of our drop-in does not count for a service; "" if all does."""
+    names = "BindPaths", "ExecStartPre", "ExecStartPost", "ExecStopPost"
+    effective = " ".join(service.get(name, "") for name in names)
     needed = f"/dev/null:{table.DIRECTORY}/status", "hook starting", "hook started", "hook stopped"
-    missing = [part for part in needed if part not in effective]
+    return next((part for part in needed if part not in effective), "")
+
+
+def _drop_ins(name: str, service: dict[str, str]) -> Iterator[Problem]:
+    """Check that what our drop-ins say is what counts."""
+    missing = missing_part(service)
     if not missing:
         return
     paths = service.get("DropInPaths", "").split()
-    ours = f"{facts.GENERATED}/{formats.SERVICES[0]}.d/50-wsl-binfmt.conf"
+    ours = f"{facts.GENERATED}/{name}.d/{DROP_IN}"
     if service.get("NeedDaemonReload") == "yes":
         yield _problem("reload-needed", [f"systemd has not read {ours}"], RELOAD)
         return
-    suspects = [path for path in paths if path != ours and not path.startswith(facts.GENERATED)]
+    suspects = [path for path in paths if not path.startswith(facts.GENERATED)]
     emptied = re.compile(r"^\s*(BindPaths|ExecStartPre|ExecStartPost|ExecStopPost)\s*=\s*$", re.MULTILINE)
-    guilty = [path for path in suspects if path.endswith("/50-wsl-binfmt.conf") or emptied.search(facts.read(path))]
-    evidence = guilty or suspects or [f"systemctl show {formats.SERVICES[0]} has no {missing[0]}"]
-    fix = f"{_remove(guilty[0])} && {RELOAD}" if guilty else f"systemctl cat {formats.SERVICES[0]}"
-    yield _problem("override-in-the-way", evidence, fix)
+    guilty = [path for path in suspects if path.endswith(f"/{DROP_IN}") or emptied.search(facts.read(path))]
+    evidence = guilty or suspects or [f"systemctl show {name} has no {missing}"]
+    yield _problem("override-in-the-way", evidence, f"{_remove(guilty[0])} && {RELOAD}" if guilty else None)
 
 
 def _remove(path: str) -> str:
     """Make the command that removes a mere link; what somebody has written is for an editor."""
-    return f"sudo rm {path}" if os.path.islink(path) else f"{EDIT} {path}"
+    return f"sudo rm {shlex.quote(path)}" if os.path.islink(path) else edit(path)
 
 
 def _systemd_binfmt(seen: facts.Facts, service: dict[str, str]) -> Iterator[Problem]:
@@ -431,11 +482,14 @@ def _systemd_binfmt(seen: facts.Facts, service: dict[str, str]) -> Iterator[Prob
     rules = list(formats.rules_of_binfmt_d())
     for file, line, rule in rules:
         if formats.name_in(rule) == interop.NAME.encode():
-            yield _problem("rule-redefines-wslinterop", [f"{file}:{line}"], f"{EDIT} +{line} {file}")
+            fix = edit(file, line)
+            if not file.startswith(("/etc/", "/run/")):  # a package would bring it back
+                fix = f"sudo ln -s /dev/null {shlex.quote(f'/etc/binfmt.d/{os.path.basename(file)}')}"
+            yield _problem("rule-redefines-wslinterop", [f"{file}:{line}"], fix)
     state = service.get("ActiveState")
     if service.get("ConditionResult") == "no" and state == "inactive" and rules and _can_change(seen):
         conditions = [path for path in service.get("DropInPaths", "").split() if "Condition" in facts.read(path)]
-        conditions = [path for path in conditions if not path.endswith("/50-wsl-binfmt.conf")]
+        conditions = [path for path in conditions if not path.endswith(f"/{DROP_IN}")]
         yield _problem("unit-skipped", conditions or [f"systemctl status {formats.SERVICES[0]}"])
     if state != "failed":
         return
@@ -447,7 +501,7 @@ def _systemd_binfmt(seen: facts.Facts, service: dict[str, str]) -> Iterator[Prob
         refused = [f"{where}: {name} is not in the table" for where, name in names if name not in present]
     if refused:
         path, _, at = refused[0].split(": ")[0].partition(":")
-        yield _problem("unit-failed", refused, f"{EDIT} +{at} {path}")
+        yield _problem("unit-failed", refused, edit(path, at))
     elif seen.over_status and "hook starting" not in service.get("ExecStartPre", ""):
         yield _problem(
             "unit-failed",
@@ -462,20 +516,17 @@ def _systemd_binfmt(seen: facts.Facts, service: dict[str, str]) -> Iterator[Prob
 
 def _session() -> Iterator[Problem]:
     """Check this terminal: what fails here, and not in another one."""
-    path = os.environ.get("WSL_INTEROP", "")
-    if path and not is_listening(path):
-        others = [f"/run/WSL/{pid}_interop" for pid in _ancestors()]
-        alive = next((other for other in others if is_listening(other)), None)
-        found = (
-            f"{alive} answers, which newer WSL turns to" if alive else "a new terminal has a new one, so has a new tmux"
-        )
-        yield _problem(
-            "interop-socket-dead",
-            [f"WSL_INTEROP={path}, where nobody listens; {found}"],
-            f"export WSL_INTEROP={alive}" if alive else None,
-            "",
-            WARNING if alive else ERROR,
-        )
+    named = os.environ.get("WSL_INTEROP", "")
+    path = interop_socket()
+    alive = next((other for other in _sockets_of_ancestors() if is_listening(other)), None)
+    fix = f"export WSL_INTEROP={shlex.quote(alive)}" if alive else None
+    if named and path != named:
+        found = f"newer WSL turns to {path}" if path else "a new terminal has one, and so has a new tmux"
+        evidence = [f"WSL_INTEROP={named}, which is gone; {found}"]
+        yield _problem("interop-socket-dead", evidence, fix, "", WARNING if alive else ERROR)
+    elif path and is_listening(path) is False:
+        evidence = [f"{path}, which refuses connections; a new terminal has another one, and so has a new tmux"]
+        yield _problem("interop-socket-dead", evidence, fix)
     try:
         directory = os.getcwdb()
         wrong = "it is not below this root" if directory.startswith(b"(unreachable)") else ""
@@ -488,11 +539,32 @@ def _session() -> Iterator[Problem]:
         yield _problem("cwd-untranslatable", [f"the current directory: {wrong}"], "cd")
 
 
-def is_listening(path: str) -> bool:
-    """Whether somebody listens at a Unix socket: the kernel says so, and WSL is not disturbed by a connection."""
-    # Fields of /proc/net/unix: Num RefCount Protocol Flags Type St Inode Path.
-    sockets = (line.split(maxsplit=7) for line in facts.read("/proc/net/unix").splitlines())
-    return os.path.exists(path) and any(fields[3] == "00010000" and fields[7:] == [path] for fields in sockets)
+def interop_socket() -> str | None:
+    """Name the socket that WSL takes, UtilConnectToInteropServer() in its source; None if there is none."""
+    named = os.environ.get("WSL_INTEROP", "")
+    if named and os.path.exists(named):
+        return named
+    return next(_sockets_of_ancestors(), None)
+
+
+def is_listening(path: str) -> bool | None:
+    """Whether somebody listens at a Unix socket; None if that could not be told."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
+        channel.settimeout(0.2)
+        try:
+            channel.connect(path)
+        except OSError as e:
+            if e.errno in (errno.ECONNREFUSED, errno.ENOENT, errno.ENOTSOCK):
+                return False
+            # Of another kind, or too busy.
+            return True if e.errno in (errno.EPROTOTYPE, errno.EAGAIN) else None
+        return True
+
+
+def _sockets_of_ancestors() -> Iterator[str]:
+    """List the sockets of the processes that this one descends from, the nearest first."""
+    paths = (f"{INTEROP_SOCKETS}/{pid}_interop" for pid in _ancestors())
+    return (path for path in paths if os.path.exists(path))
 
 
 def _ancestors() -> Iterator[int]:
@@ -504,4 +576,4 @@ def _ancestors() -> Iterator[int]:
         pid = int(fields[1]) if len(fields) > 1 else 0
 
 
-CHECKS: list[Callable[[facts.Facts], Iterator[Problem]]] = [_table, _interop, _conf, _generator, _units]
+CHECKS: list[Callable[[facts.Facts], Iterator[Problem]]] = [_table, _conf, _generator, _units]

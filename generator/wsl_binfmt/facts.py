@@ -45,6 +45,8 @@ PROPERTIES = (
     "ExecStopPost",
 )
 DEADLINE = 2.0  # seconds
+SHOWN_MAX = 100  # of things that a hostile file may have a million of
+FILE_MAX = 1 << 20  # bytes of a text file that is only looked at
 # Runs as root in mounts of its own, in which nothing is mounted over the table's `status`.
 READ_STATUS = 'mount --bind "$0" "$0" && cat "$0/status"'
 
@@ -80,6 +82,8 @@ class Setting(NamedTuple):
 class Conf(NamedTuple):
     """What WSL makes of /etc/wsl.conf."""
 
+    # False: this user may not read it, and all that follows is only a guess.
+    is_known: bool
     protect: bool
     interop: bool
     settings: list[Setting]
@@ -116,9 +120,10 @@ class Facts:
         self.release: str = generator.first_line("/proc/sys/kernel/osrelease")
         self.has_systemd = os.path.isdir("/run/systemd/system")
         self.own_user_namespace = _first_line("/proc/self/uid_map").split() != ["0", "0", "4294967295"]
-        self.conf = read_conf(generator)
+        self.conf = within(DEADLINE, lambda: read_conf(generator)) or Conf(False, True, True, [], 0, [])
         # What the generator would write now and what it has written: texts by path, "" for a link.
-        self.wanted: dict[str, str] = generator.output(self.conf.protect, self.conf.interop)
+        wanted = within(DEADLINE, lambda: generator.output(self.conf.protect, self.conf.interop))
+        self.wanted: dict[str, str] = wanted or {}
         self.written = {path: _read_generated(path) for path in self.wanted}
         self.masked_by = next((path for path in _overriding_generators() if os.path.lexists(path)), None)
 
@@ -132,6 +137,7 @@ class Facts:
         is_there = self.table_mount and self.table_mount.kind == "binfmt_misc"
         self.over_status = top_mount(self.mounts, f"{table.DIRECTORY}/status")
         self.entries: list[Registered] | None = within(DEADLINE, read_entries) if is_there else None
+        self.stale = within(DEADLINE, lambda: stale_stand_ins(self.entries or [])) or []
         self.is_switched_on = self._read_status() if is_there else None
 
         self.units = parse_units(_finish(systemctl))
@@ -181,19 +187,28 @@ def read_conf(generator: Any) -> Conf:
     try:
         with generator.open_text(generator.WSL_CONF) as file:
             lines = list(file)
-    except OSError:
+    except FileNotFoundError:
         lines = []
+    except OSError:
+        return Conf(False, protect, enabled, [], 0, [])
     settings, stopped_at = _parse_conf(generator, lines)
+    return Conf(True, protect, enabled, settings, stopped_at, _ignored(generator, lines, stopped_at))
+
+
+def _ignored(generator: Any, lines: list[str], stopped_at: int) -> list[Setting]:
+    """List the settings from a malformed line on; each line is for itself."""
     ignored: list[Setting] = []
-    at = stopped_at
-    while at:
-        # Under the section that the settings above it were in.
-        headers = [line for line in lines[:at] if line.lstrip()[:1] == "[" and not _parse_conf(generator, [line])[1]]
-        found, stopped = _parse_conf(generator, [*headers[-1:], *lines[at:]])
-        shift = at - len(headers[-1:])
-        ignored += [setting._replace(line=setting.line + shift) for setting in found]
-        at = stopped + shift if stopped else 0
-    return Conf(protect, enabled, settings, stopped_at, ignored)
+    header: list[str] = []
+    for number, line in enumerate(lines if stopped_at else [], 1):
+        start = line.lstrip()[:1]
+        if start == "[" and not _parse_conf(generator, [line])[1]:
+            header = [line.rstrip("\r\n") + "\n"]
+        elif number > stopped_at and start not in ("[", "#", ""):
+            found, _ = _parse_conf(generator, [*header, line])
+            ignored += [setting._replace(line=number) for setting in found]
+            if len(ignored) >= SHOWN_MAX:
+                break
+    return ignored
 
 
 def _parse_conf(generator: Any, lines: list[str]) -> tuple[list[Setting], int]:
@@ -209,10 +224,14 @@ def _parse_conf(generator: Any, lines: list[str]) -> tuple[list[Setting], int]:
 def read_mounts() -> list[Mount]:
     """Read what is mounted, the uppermost last."""
     mounts = []
-    for line in read("/proc/self/mountinfo").splitlines():
+    # Other line ends than these may be in names.
+    for line in read("/proc/self/mountinfo").split("\n"):
         fields, _, rest = line.partition(" - ")
-        _, _, _, root, target, options, *_ = fields.split(" ")
-        kind, _, of_all = rest.split(" ", 2)
+        try:
+            _, _, _, root, target, options, *_ = fields.split(" ")
+            kind, _, of_all = rest.split(" ", 2)
+        except ValueError:
+            continue
         names = options.split(",") + of_all.rpartition(" ")[2].split(",")
         mounts.append(Mount(_unescape(root), _unescape(target), names, kind))
     return mounts
@@ -231,18 +250,24 @@ def top_mount(mounts: list[Mount], target: str) -> Mount | None:
 
 
 def read_entries() -> list[Registered]:
-    """Read the entries of the table, the newest first; raises OSError."""
-    found = []
-    for name, inode in table.entries().items():
-        # One that is removed meanwhile is not there.
-        entry = table.read(name)
-        try:
-            status = os.stat(f"{table.DIRECTORY}/{name}")
-        except FileNotFoundError:
-            continue
-        if entry:
-            found.append(Registered(name, entry, status.st_mtime, inode))
-    return found
+    """Read the entries of the table, the newest first; raises OSError, also if the table never stands still."""
+    for _ in range(10):
+        listed = table.entries()
+        found = [_read_entry(name, inode) for name, inode in listed.items()]
+        # While WSLInterop is replaced, a list of before and texts of after would make no sense together.
+        if table.entries() == listed:
+            return [each for each in found if each]
+        time.sleep(0.02)
+    raise OSError(0, "the table changes all the time")
+
+
+def _read_entry(name: str, inode: int) -> Registered | None:
+    entry = table.read(name)
+    try:
+        status = os.stat(f"{table.DIRECTORY}/{name}")
+    except FileNotFoundError:
+        return None
+    return Registered(name, entry, status.st_mtime, inode) if entry else None
 
 
 def stale_stand_ins(entries: list[Registered]) -> list[str]:
@@ -321,10 +346,11 @@ def _first_line(path: str) -> str:
 
 
 def read(path: str) -> str:
-    """Read a text file; "" if it cannot be read."""
+    """Read a text file, or its beginning; "" if it cannot be read. Does not wait for the writer of a FIFO."""
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with open(fd, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            return file.read(FILE_MAX)
     except OSError:
         return ""
 

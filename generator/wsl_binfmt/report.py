@@ -7,7 +7,7 @@ import json
 import time
 from typing import Any
 
-from wsl_binfmt import diagnosis, facts, formats, launch, table
+from wsl_binfmt import command, diagnosis, facts, formats, launch, table
 
 # Of ECMA-48, for a terminal.
 COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "faint": "2"}
@@ -29,11 +29,8 @@ class Paint:
 
 
 def safe(text: str) -> str:
-    """Make a text harmless for a terminal and short: others may have put anything into names and paths."""
-    escaped = "".join(
-        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
-        for character in text
-    )
+    """Make a text harmless for a terminal, and short."""
+    escaped = command.printable(text)
     return escaped if len(escaped) <= TEXT_MAX else f"{escaped[:TEXT_MAX]}… ({len(text)} characters)"
 
 
@@ -50,12 +47,13 @@ def as_text(
     if launched:
         lines.append(f"  launched        {safe(launched.program)}: {safe(launched.detail)}")
     if not seen.elsewhere:
-        lines += _handler(found, verbose)
+        lines += _handler(seen, found, verbose)
         lines += ["", *_protection(seen, paint, verbose)]
     for problem in found.problems:
         lines += ["", *_problem(problem, paint)]
-    if not found.problems:
-        lines += ["", paint("No problem found.", "green")]
+    if not found.problems and found.works:
+        text = "No problem found in what was looked at." if found.not_checked else "No problem found."
+        lines += ["", paint(text, "green")]
     if found.not_checked:
         lines += ["", *(f"Not looked at: {each}." for each in found.not_checked)]
     return "\n".join(lines)
@@ -76,11 +74,11 @@ def _answer(found: diagnosis.Diagnosis, paint: Paint) -> str:
     return paint(f"{mark} {text}" if paint.symbols else text, colour)
 
 
-def _handler(found: diagnosis.Diagnosis, verbose: bool) -> list[str]:
+def _handler(seen: facts.Facts, found: diagnosis.Diagnosis, verbose: bool) -> list[str]:
     if found.handler is None:
-        return ["  answered by     no entry"] if found.works is False else []
+        return ["  answered by     no entry"] if seen.entries is not None else []
     name, entry, since, _ = found.handler
-    flags = entry.flags.decode(errors="backslashreplace")
+    flags = safe(entry.flags.decode(errors="backslashreplace"))
     text = f"{safe(name)}, which leads to {_path(entry)}, flags {flags or 'none'}, since {_time(since)}"
     lines = [f"  answered by     {text}"]
     if found.outranked:
@@ -108,11 +106,14 @@ def _protection_rows(seen: facts.Facts) -> list[tuple[str, str]]:
     conf = seen.conf
     decided = f"protectBinfmt={_boolean(conf.protect)}, interop enabled={_boolean(conf.interop)}"
     origin = "by /etc/wsl.conf" if conf.settings else "by default"
-    rows = [("settings", f"{decided}, {origin}")]
+    rows = [("settings", f"{decided}, {origin}" if conf.is_known else "could not tell")]
     state = protection(seen)
     effects = {True: "drop-in in effect", False: "no drop-in in effect", None: "could not tell"}
-    rows += [(service.partition(".")[0], effects[state["drop_ins"][service]]) for service in formats.SERVICES]
-    owner = {"ours": "active", "wsl": "active, it is WSL's own", None: "not active"}[state["guard"]]
+    for service in formats.SERVICES:
+        is_there = (seen.units or {}).get(service, {}).get("LoadState", "loaded") != "not-found"
+        effect = effects[state["drop_ins"][service]] if is_there else "not installed, which is fine"
+        rows.append((service.partition(".")[0], effect))
+    owner = {"ours": "active", "wsl": "active, it is WSL's own", "none": "not active"}[state["guard"]]
     rows.append(("guard", owner))
     watch = state["watch"]
     text = {True: "active", False: "not active", None: "could not tell"}[watch["active"]]
@@ -129,7 +130,7 @@ def _problem(problem: diagnosis.Problem, paint: Paint) -> list[str]:
     lines = [f"{paint(head + safe(problem.summary), colour)} [{problem.id}]"]
     lines += [f"    {safe(each)}" for each in problem.evidence]
     if problem.fix:
-        lines.append(f"    fix: {paint(safe(problem.fix), 'bold')}")
+        lines.append(f"    fix: {paint(problem.fix, 'bold')}")
     return lines
 
 
@@ -177,14 +178,20 @@ def protection(seen: facts.Facts) -> dict[str, Any]:
     repairs = _repairs(seen)
     drop_ins: dict[str, bool | None] = {}
     for service in formats.SERVICES:
-        paths = (units or {}).get(service, {}).get("DropInPaths", "")
-        drop_ins[service] = None if units is None else "/50-wsl-binfmt.conf" in paths
+        unit = (units or {}).get(service, {})
+        is_loaded = unit.get("LoadState") == "loaded"
+        drop_ins[service] = not diagnosis.missing_part(unit) if is_loaded else None
     over = seen.over_status
+    is_guarded = over is not None and "ro" in over.options
     return {
-        "protect_binfmt": seen.conf.protect,
-        "interop_enabled": seen.conf.interop,
+        "protect_binfmt": seen.conf.protect if seen.conf.is_known else None,
+        "interop_enabled": seen.conf.interop if seen.conf.is_known else None,
         "drop_ins": drop_ins,
-        "guard": None if over is None else "ours" if "/wsl-binfmt-generator/status" in over.root else "wsl",
+        "guard": "none"
+        if not (over and is_guarded)
+        else "ours"
+        if "/wsl-binfmt-generator/status" in over.root
+        else "wsl",
         "watch": {
             "active": None if units is None else is_active,
             "since": _iso(_since(watch)) if is_active else None,

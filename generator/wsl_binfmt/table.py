@@ -95,7 +95,8 @@ def parse(text: bytes) -> Entry:
         mask = bytes.fromhex(fields[b"mask"].decode()) if b"mask" in fields else None
     except (KeyError, ValueError):
         return entry
-    if flags_found and (mask is None or len(mask) == len(magic)):
+    # A name of an extension may have anything in it, also what looks like these lines.
+    if flags_found and (not flags or flags.isalpha()) and (mask is None or len(mask) == len(magic)):
         entry.offset, entry.magic, entry.mask = offset, magic, mask
     return entry
 

@@ -389,3 +389,30 @@ def test_wrong_arguments(vm: Vm, boot: Boot, args: list[str]) -> None:
     code, text = run(distro, *args)
     assert code == USAGE
     assert text.splitlines()[-1].startswith("wsl-binfmt")
+
+
+def test_what_a_user_may_not_read(vm: Vm, boot: Boot) -> None:
+    """Is not taken for what it is by default."""
+    distro = boot(vm, files={"/etc/wsl.conf": "[user]\ndefault=me\n"})
+    program = distro.windows_program()
+    distro.shell(f"chmod 600 /etc/wsl.conf; chmod 711 {program}")
+    answer = ask(distro, user="a user")
+    assert answer.ids == []
+    assert answer.said["protection"]["protect_binfmt"] is None
+    assert any("/etc/wsl.conf" in each for each in answer.said["not_checked"])
+    answer = ask(distro, program, user="a user")
+    assert (answer.code, answer.said["works"]) == (UNKNOWN, None)
+    distro.shell(f"chmod 600 {program}")
+    answer = ask(distro, program, user="a user")
+    assert (answer.code, answer.ids) == (FAILS, ["exe-not-executable"])
+
+
+def test_restore_where_systemd_does_not_run(vm: Vm, boot: Boot) -> None:
+    """As status says there."""
+    distro = boot(vm, kernel="6.6.87.2-microsoft-standard-WSL2")
+    unwatched(f"echo -1 >{ENTRY}")(vm, distro)
+    around = """unshare --mount sh -c 'mount -t tmpfs tmpfs /run/systemd && exec "$@"' sh "$@" """
+    answer = ask(distro, around=around)
+    assert answer.ids == ["not-registered", "no-systemd"]
+    assert run(distro, "restore", around=around) == (0, "WSLInterop is missing: restored\n")
+    assert ask(distro, around=around).ids == ["no-systemd"]

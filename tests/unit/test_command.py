@@ -15,11 +15,26 @@ import pytest
 
 import kernel
 import support
-from wsl_binfmt import cli, command, formats, interop, table, watch
+from wsl_binfmt import cli, command, facts, formats, interop, table
 
 SERVICE = formats.SERVICES[0]
 STAND_IN = "WSLInterop-held-by-1"
 Captured = pytest.CaptureFixture[str]
+
+
+class Decision:
+    """What the generator says of this system."""
+
+    elsewhere = ""
+    interop = True
+
+    def not_a_distro(self) -> str:
+        """Say why this is no distro."""
+        return self.elsewhere
+
+    def settings(self) -> list[bool]:
+        """Say what /etc/wsl.conf says."""
+        return [True, self.interop]
 
 
 @pytest.fixture
@@ -27,12 +42,16 @@ def wsl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> kernel.Table:
     """A distro in which nothing is wrong; paths that are looked at are in tmp_path."""
     memory = kernel.Table(monkeypatch)
     memory.add(kernel.WSL)
-    for name in "register", "status", "init", "wanted":
+    for name in "register", "status", "init":
         (tmp_path / name).touch(0o755)
     monkeypatch.setattr(table, "DIRECTORY", str(tmp_path))
     monkeypatch.setattr(interop, "INIT", str(tmp_path / "init"))
     monkeypatch.setattr(interop, "rule", lambda name: f":{name}:M::MZ::{tmp_path}/init:FP".encode())
-    monkeypatch.setattr(watch, "WANTED", str(tmp_path / "wanted"))
+    monkeypatch.setattr(facts, "load_generator", Decision)
+    monkeypatch.setattr(facts, "stale_stand_ins", lambda _entries: [])
+    monkeypatch.setattr(facts, "read_entries", list)
+    monkeypatch.setattr(Decision, "elsewhere", "")
+    monkeypatch.setattr(Decision, "interop", True)
     monkeypatch.setattr(cli, "switch_on", lambda **_: False)
     memory.formats.clear()
     memory.add(interop.rule("WSLInterop"))
@@ -47,7 +66,6 @@ def wsl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> kernel.Table:
         ["--hel"],
         ["status", "--js"],
         ["--fail-on=note"],
-        ["status", "/nowhere.exe"],
         ["Restore"],
         ["restore", "x"],
         ["restore", ""],
@@ -109,13 +127,16 @@ def test_restored(wsl: kernel.Table, capfd: Captured) -> None:
     assert wsl.names == ["WSLInterop"]
 
 
-def test_not_for_us(wsl: kernel.Table, capfd: Captured, tmp_path: Path) -> None:
-    """By hand, in a distro that is not to be protected; what units run goes with the units."""
-    (tmp_path / "wanted").unlink()
+def test_not_for_us(wsl: kernel.Table, capfd: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand, where Windows programs are not to start; what units run goes with the units."""
+    monkeypatch.setattr(Decision, "elsewhere", "a container, lxc")
     wsl.formats.clear()
     assert command.run(["restore"]) == 0
-    said = capfd.readouterr()
-    assert said.out == "not a WSL distro, or switched off in /etc/wsl.conf: nothing to do\n"
+    assert capfd.readouterr().out == "a container, lxc: nothing to do\n"
+    monkeypatch.setattr(Decision, "elsewhere", "")
+    monkeypatch.setattr(Decision, "interop", False)
+    assert command.run(["restore"]) == 0
+    assert capfd.readouterr().out == "/etc/wsl.conf switches Windows programs off: nothing to do\n"
     assert wsl.writes == []
     assert command.run(["started", SERVICE, STAND_IN]) == 0
     assert wsl.writes
@@ -207,19 +228,19 @@ def run(redirection: str, *args: str) -> subprocess.CompletedProcess[str]:
         ("", ["--version"], 0),
         ("", ["x"], 2),
         ("", [], 4),  # not installed
-        ("", ["restore"], 0),  # by hand, where the generator decided nothing
+        ("", ["restore"], 4),
         (">/dev/full", ["--help"], 1),
         (">/dev/full", ["x"], 2),
         (">/dev/full", ["--list"], 1),
         ("2>&-", ["--version"], 0),
-        (">&-", ["restore"], 0),
+        (">&-", ["restore"], 4),
         (">&-", ["x"], 2),
         ("2>&-", ["x"], 2),
         ("2>/dev/full", ["x"], 2),
-        ("2>/dev/full", ["restore"], 0),
+        ("2>/dev/full", ["restore"], 4),
     ],
 )
-@pytest.mark.skipif(Path(watch.WANTED).exists(), reason="this machine is a WSL distro, that is protected")
+@pytest.mark.skipif(Path(facts.GENERATOR).exists(), reason="it is installed on this machine")
 def test_process(redirection: str, args: list[str], status: int) -> None:
     """Exit status, and never a traceback; channels that are closed or full change neither."""
     done = run(redirection, *args)

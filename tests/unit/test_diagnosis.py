@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -46,10 +47,11 @@ def healthy(**changes: Any) -> facts.Facts:
         release="6.6.87.2-microsoft-standard-WSL2",
         has_systemd=True,
         own_user_namespace=False,
-        conf=facts.Conf(True, True, [], 0, []),
+        conf=facts.Conf(True, True, True, [], 0, []),
         wanted=wanted,
         written=dict(wanted),
         masked_by=None,
+        stale=[],
         mounts=[],
         table_mount=facts.Mount("/", table.DIRECTORY, ["rw"], "binfmt_misc"),
         over_status=facts.Mount("/usr/lib/wsl-binfmt-generator/status", f"{table.DIRECTORY}/status", ["ro"], "ext4"),
@@ -116,6 +118,7 @@ def test_nothing_could_be_read() -> None:
         (table.Entry(enabled=False, interpreter=b"/w", flags=b"", magic=b"MZ"), True, False),
         (table.Entry(enabled=True, interpreter=b"/w", flags=b"", magic=b"\x7fELF"), True, False),
         (table.Entry(enabled=True, interpreter=b"/w", flags=b""), True, True),  # not understood
+        (table.Entry(enabled=True, interpreter=b"/w", flags=b"", extension=b"jar"), True, True),
         (table.Entry(enabled=True, interpreter=b"/init", flags=b"PF", magic=b"MZ"), True, False),
     ],
 )
@@ -141,7 +144,7 @@ def test_the_most_harmful_comes_first() -> None:
     changes = {
         "entries": [],
         "masked_by": "/etc/x",
-        "conf": facts.Conf(True, True, [facts.Setting(1, "a.b", "")], 0, []),
+        "conf": facts.Conf(True, True, True, [facts.Setting(1, "a.b", "")], 0, []),
     }
     assert ids(healthy(**changes)) == ["not-registered", "generator-masked", "config-unused"]
 
@@ -340,12 +343,12 @@ def test_files_of_programs(tmp_path: Path) -> None:
     program = launch.read(str(path), mounts)
     assert program
     assert "may not be executed" in program.fault
-    assert program.fix == f"chmod +x {path}"
+    assert program.fix == f"chmod +x -- {path}"
     assert program.evidence == [f"{path} has the mode -rw-r--r--", "/ is mounted with rw,relatime"]
     path.chmod(0o755)
     program = launch.read(str(path), mounts)
     assert program
-    assert (program.fault, program.evidence, program.start[:3]) == ("", [], b"MZ\0")
+    assert (program.fault, program.evidence, program.start) == ("", [], b"MZ".ljust(256, b"\0"))
     program = launch.read(str(tmp_path), mounts)
     assert program
     assert "is not a file" in program.fault
@@ -390,3 +393,102 @@ def test_nothing_of_this_runs_at_boot() -> None:
     assert "wsl_binfmt.watch" in loaded
     assert not {f"wsl_binfmt.{name}" for name in ("cli", "diagnosis", "facts", "launch", "report")} & loaded
     assert not {"argparse", "json", "subprocess"} & loaded
+
+
+LATE = entry("WSLInterop-late")
+DISABLED = table.Entry(enabled=False, interpreter=b"/init", flags=b"PF", magic=b"MZ")
+RIVAL = table.Entry(enabled=True, interpreter=b"/w", flags=b"", magic=b"MZ")
+
+
+@pytest.mark.parametrize(
+    ("entries", "works", "problems"),
+    [
+        ([LATE], True, ["not-registered"]),
+        ([entry("WSLInterop-late", DISABLED)], False, ["not-registered"]),
+        ([entry("wine", RIVAL), LATE], False, ["not-registered", "shadowed"]),
+        ([entry("wine", RIVAL)], False, ["not-registered"]),
+        ([LATE, entry("wine", RIVAL), entry()], True, ["second-name"]),
+        ([entry("WSLInterop", DISABLED)], False, ["disabled-by-hand"]),
+        ([entry("WSLInterop", DISABLED), LATE], True, ["disabled-by-hand", "second-name"]),
+        ([], False, ["not-registered"]),
+    ],
+)
+def test_no_answer_without_a_reason(entries: list[facts.Registered], works: bool, problems: list[str]) -> None:
+    """What does not work has a problem, and the entry that alone works is not to be removed."""
+    found = diagnosis.diagnose(healthy(entries=entries))
+    assert found.works is works
+    assert [problem.id for problem in found.problems] == problems
+    if len(entries) == 1:
+        assert not any("echo -1" in (problem.fix or "") for problem in found.problems)
+
+
+def test_fixes_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name is quoted for the shell; what cannot be shown as it is gives no command."""
+    second = entry("x;$(touch y)")
+    (problem,) = diagnosis.diagnose(healthy(entries=[second, entry()])).problems
+    assert problem.fix == f"echo -1 | sudo tee '{table.DIRECTORY}/x;$(touch y)'"
+    for name in "x\033[2J", "x" * 250, "x\udcff":
+        (problem,) = diagnosis.diagnose(healthy(entries=[entry(name), entry()])).problems
+        assert problem.fix is None
+    monkeypatch.setattr(formats, "BINFMT_D", (str(tmp_path),))
+    (tmp_path / "a b;$(id).conf").write_text(":WSLInterop:M::MZ::/x:\n")
+    (problem,) = diagnosis.diagnose(healthy()).problems
+    assert problem.fix == "sudo ln -s /dev/null '/etc/binfmt.d/a b;$(id).conf'"
+
+
+def test_where_nothing_can_be_changed() -> None:
+    """A command that would do nothing is not given."""
+    mount = facts.Mount("/", table.DIRECTORY, ["ro"], "binfmt_misc")
+    found = diagnosis.diagnose(healthy(entries=[], table_mount=mount))
+    assert [(problem.id, problem.fix) for problem in found.problems] == [
+        ("not-registered", None),
+        ("table-read-only", None),
+    ]
+
+
+def test_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As WSL chooses one: the one that is named, unless that is gone; and it has to answer."""
+    monkeypatch.setattr(diagnosis, "INTEROP_SOCKETS", str(tmp_path))
+    monkeypatch.setattr(diagnosis, "_ancestors", lambda: iter([7, 1]))
+    monkeypatch.chdir(tmp_path)
+    (not_checked,) = diagnosis.diagnose(healthy()).not_checked
+    assert "socket" in not_checked
+    with socket.socket(socket.AF_UNIX) as server, socket.socket(socket.AF_UNIX) as dead:
+        server.bind("2_interop")
+        server.listen()
+        (tmp_path / "1_interop").symlink_to("2_interop")
+        assert diagnosis.diagnose(healthy()).problems == []
+        monkeypatch.setenv("WSL_INTEROP", f"{tmp_path}/1_interop")
+        assert diagnosis.diagnose(healthy()).problems == []
+        monkeypatch.setenv("WSL_INTEROP", f"{tmp_path}/9_interop")
+        (problem,) = diagnosis.diagnose(healthy()).problems
+        assert (problem.id, problem.severity) == ("interop-socket-dead", "warning")
+        assert problem.fix == f"export WSL_INTEROP={tmp_path}/1_interop"
+        dead.bind("9_interop")
+        found = diagnosis.diagnose(healthy())
+        assert (found.works, [problem.severity for problem in found.problems]) == (False, ["error"])
+
+
+def test_a_table_that_never_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list and texts that do not belong together are not taken for an answer."""
+    numbers = iter(range(1000))
+    monkeypatch.setattr(table, "entries", lambda: {"x": next(numbers)})
+    monkeypatch.setattr(table, "read", lambda _name: WSL)
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
+    assert facts.within(1, facts.read_entries) is None
+
+
+def test_a_huge_conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is shown of it is little."""
+    conf = read_conf("bad\n" + "a=1\n" * 200_000, tmp_path, monkeypatch)
+    assert len(conf.ignored) == facts.SHOWN_MAX
+    conf = read_conf(f"{'a' * 100_000}=1\n" + "a=1\n" * 10_000, tmp_path, monkeypatch)
+    found = diagnosis.diagnose(healthy(conf=conf))
+    assert 0 < len(found.problems) <= facts.SHOWN_MAX
+
+
+def test_odd_lines_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Line ends that the kernel does not escape, and lines that are not understood."""
+    lines = "1 2 0:3 / /mnt/a\x0cb\u2028c\rd rw - fuse x rw\nx\n\n"
+    monkeypatch.setattr(facts, "read", lambda _path: lines)
+    assert [mount.target for mount in facts.read_mounts()] == ["/mnt/a\x0cb\u2028c\rd"]
