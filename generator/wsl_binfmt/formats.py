@@ -81,8 +81,10 @@ def note_start(service: str, *, failed: bool = False) -> None:
     """
     with table.Lock():
         before, after = _listing(f"{service}.before"), _listing(f"{service}.after")
-        if before is None or (after is None and not failed):
+        if after is None and (before is None or not failed):
             return
+        # A start that ended has registered all its rules anew, whatever was there before.
+        before = before or {}
         entries = table.entries()
         after = entries if after is None else after
         known = rules(service)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -132,7 +133,7 @@ def test_it_is_interrupted(vm: Vm, wsl: Callable[..., Distro], after: float) -> 
                 break
         time.sleep(after)
         # nsenter forks for the PID namespace.
-        child = int(open(f"/proc/{process.pid}/task/{process.pid}/children").read())  # noqa: SIM115
+        child = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
         os.kill(child, signal.SIGINT)
         process.communicate()
     eventually(lambda: right(vm) and set(vm.names()) == before)

@@ -167,6 +167,20 @@ def test_a_list_that_is_being_made(kept: kernel.Table, rules: Rules) -> None:
     assert set(formats.noted(SERVICE)) == {"x"}
 
 
+@pytest.mark.parametrize("before", [None, b"", b"  7 WSLInterop\n"])
+def test_a_list_of_before_that_is_lost(kept: kernel.Table, rules: Rules, before: bytes | None) -> None:
+    """A start that ended has registered what its rules name; it is noted, and not kept waiting for ever."""
+    rules(X)
+    kept.add(Y)
+    start(kept, X)
+    del kept.notes[f"{SERVICE}.before"]
+    if before is not None:
+        kept.notes[f"{SERVICE}.before"] = before
+    formats.note_start(SERVICE)
+    assert set(formats.noted(SERVICE)) == {"x"}
+    assert not formats.has_started(SERVICE)
+
+
 def test_remove(kept: kernel.Table, rules: Rules) -> None:
     """A stop removes what is ours, and was not registered anew by others; half of a start included."""
     rules(X, Y, Z)
