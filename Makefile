@@ -7,13 +7,14 @@ PREFIX = /usr
 # Whether `install` compiles the modules; a package may do so at its installation.
 COMPILE = yes
 
-.PHONY: help install uninstall demo check check-pythons bench pictures
+.PHONY: help install uninstall demo check check-pythons faults bench pictures
 
 help:
 	@echo 'make demo            see it work'
 	@echo 'make install         install it; DESTDIR= and PREFIX=/usr'
 	@echo 'make uninstall       undo that'
 	@echo 'make check           run all tests'
+	@echo 'make faults          have every system call of ours fail'
 	@echo 'make check-pythons   run the unit tests on each Python that is there'
 	@echo 'make bench           measure, into bench/'
 	@echo 'make pictures        draw the terminals of the documentation, into docs/ and README.md'
@@ -70,6 +71,10 @@ TEST_DEPENDS = $(BED_DEPENDS) mmdebstrap python3-venv qemu-user-static strace
 demo: DEPENDS = $(BED_DEPENDS)
 demo: depends
 	@/usr/bin/python3 -B tests/system/demo.py
+
+faults: DEPENDS = $(BED_DEPENDS) strace
+faults: depends
+	/usr/bin/python3 -B tests/system/faults.py
 
 bench: DEPENDS = $(BED_DEPENDS)
 bench: depends

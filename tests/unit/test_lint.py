@@ -81,6 +81,15 @@ def test_licence(path: Path) -> None:
     assert not path.stat().st_size or any(line == "# SPDX-License-Identifier: MIT" for line in head)
 
 
+def test_what_documents_name() -> None:
+    """A test that a document names is there."""
+    known = set(re.findall(r"^def (test_\w+)", "".join(path.read_text() for path in TESTS), re.MULTILINE))
+    for document in (support.TREE / "docs").glob("*.md"):
+        named = set(re.findall(r"`(test_\w+)`", document.read_text()))
+        assert named <= known, document
+        assert named
+
+
 def test_nothing_outside() -> None:
     """No test needs a file that is not in the tree, and no file is larger than it should be."""
     outside = re.compile(r"\.\./shared|/work/")
