@@ -28,9 +28,9 @@ ERRORS = "ENOSPC", "EIO", "EROFS", "ENOMEM", "EMFILE", "EACCES"
 SIGNALS = "SIGKILL", "SIGTERM"
 # Calls of ours that may fail; others, as brk and rt_sigaction, are those of the interpreter.
 CALLS = (
-    "access", "close", "faccessat", "fcntl", "flock", "fstatfs", "getdents64", "lstat", "mkdir", "mkdirat", "newfstatat",
-    "open", "openat", "read", "readlink", "rename", "renameat", "stat", "statfs", "symlink", "symlinkat", "unlink",
-    "unlinkat", "write",
+    "access", "close", "faccessat", "fcntl", "flock", "fstatfs", "getdents64", "lstat", "mkdir", "mkdirat", "open",
+    "newfstatat", "openat", "read", "readlink", "rename", "renameat", "stat", "statfs", "symlink", "symlinkat",
+    "unlink", "unlinkat", "write",
 )  # fmt: skip
 
 
