@@ -7,13 +7,16 @@ PREFIX = /usr
 # Whether `install` compiles the modules; a package may do so at its installation.
 COMPILE = yes
 
-.PHONY: help install uninstall demo check check-pythons faults bench pictures
+.PHONY: help install uninstall demo shell test check check-kernels check-pythons faults bench pictures
 
 help:
 	@echo 'make demo            see it work'
+	@echo 'make shell           a distro to play in; WSL=none, 2.6.1, 2.6, 2.9 or read-only'
 	@echo 'make install         install it; DESTDIR= and PREFIX=/usr'
 	@echo 'make uninstall       undo that'
+	@echo 'make test            run the tests that need no root'
 	@echo 'make check           run all tests'
+	@echo 'make check-kernels   run the heart of them on other kernels'
 	@echo 'make faults          have every system call of ours fail'
 	@echo 'make check-pythons   run the unit tests on each Python that is there'
 	@echo 'make bench           measure, into bench/'
@@ -76,6 +79,11 @@ faults: DEPENDS = $(BED_DEPENDS) strace
 faults: depends
 	/usr/bin/python3 -B tests/system/faults.py
 
+WSL = none
+shell: DEPENDS = $(BED_DEPENDS)
+shell: depends
+	@/usr/bin/python3 -B tests/system/shell.py $(WSL)
+
 bench: DEPENDS = $(BED_DEPENDS)
 bench: depends
 	/usr/bin/python3 -B tests/system/bench.py
@@ -83,6 +91,15 @@ bench: depends
 pictures: DEPENDS = $(BED_DEPENDS) python3-venv
 pictures: depends .venv/done
 	.venv/bin/python -B tests/system/picture.py
+
+test: .venv/done
+	.venv/bin/python -B -m pytest tests/unit
+
+SUITES =
+check-kernels: DEPENDS = $(TEST_DEPENDS) qemu-system-x86 kmod debian-archive-keyring
+check-kernels: depends .venv/done
+	.venv/bin/pip install --quiet virtme-ng
+	.venv/bin/python -B tests/system/kernels.py $(SUITES)
 
 check: DEPENDS = $(TEST_DEPENDS) $(PACKAGING_DEPENDS)
 check: depends .venv/done
@@ -121,7 +138,7 @@ depends:
 
 # Everything below is for releases and packages.
 
-.PHONY: depends man dist deb rpm arch check-packages
+.PHONY: depends man dist deb rpm arch release check-packages
 
 RELEASE = wsl-binfmt-generator-$(VERSION)
 # The day of the release, so that what is built on any day is the same. It is not taken from the
@@ -168,6 +185,17 @@ rpm: dist
 	rm -rf build/rpm dist/*.rpm
 	$(BUILD) rpmbuild -ta --nodeps --define '_topdir $(CURDIR)/build/rpm' dist/$(RELEASE).tar.gz
 	cp build/rpm/RPMS/noarch/*.rpm dist
+
+# What has to be true of a release, and what it consists of.
+release:
+	@[ "$$(sed -n 's/^## \([^ ]*\) .*/\1/p;T;q' CHANGELOG.md)" = $(VERSION) ] || { echo 'CHANGELOG.md does not begin with $(VERSION)'; exit 1; }
+	@[ "$$(date -u +%Y-%m-%d)" = "$$(date -u -d @$(RELEASED) +%Y-%m-%d)" ] || { echo 'CHANGELOG.md has another day'; exit 1; }
+	@[ -z "$$(git status --porcelain)" ] || { echo 'there are changes that are not committed'; exit 1; }
+	@! git rev-parse --quiet --verify refs/tags/v$(VERSION) >/dev/null || { echo 'v$(VERSION) is there already'; exit 1; }
+	CI=true $(MAKE) check
+	rm -rf dist
+	$(MAKE) deb rpm arch
+	cd dist && sha256sum -- * >SHA256SUMS
 
 # makepkg is not for root.
 arch: dist

@@ -35,6 +35,7 @@ OF_BINFMT_SUPPORT = {
 }
 
 
+@pytest.mark.kernel
 def test_formats_end_with_the_service(any_vm: Vm, boot: Boot) -> None:
     """What it registered is removed when it stops; what is another's is not, be it of the same name."""
     any_vm.write("register", ":theirs:M::theirs::/bin/true:")
@@ -245,6 +246,7 @@ def in_use(device: str) -> bool:
     return Path(f"/sys/fs/ext4/{Path(device).name}").exists()
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize("installed", [True, False])
 def test_a_stopped_distros_disk_is_not_in_use(any_vm: Vm, boot: Boot, installed: bool) -> None:
     """A format with F on a disk: the disk is released, while other distros start Windows and foreign programs."""
@@ -273,6 +275,7 @@ def test_a_stopped_distros_disk_is_not_in_use(any_vm: Vm, boot: Boot, installed:
             assert in_use(device) == (any_vm.generation == "2.9")
 
 
+@pytest.mark.kernel
 def test_the_table_switched_off(any_vm: Vm, boot: Boot) -> None:
     """`echo 0 >status` by another: said with what ends it, and ended by hand only."""
     distro = boot(any_vm)

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.system
 WRITES = range(1, 7)
 
 
+@pytest.mark.kernel
 def test_protected_peers_shut_down(any_vm: Vm, boot: Boot) -> None:
     distro = boot(any_vm)
     with distro.launching() as launches:
@@ -50,6 +51,7 @@ def test_peers_crash_and_boot(any_vm: Vm, boot: Boot) -> None:
     eventually(lambda: right(any_vm))
 
 
+@pytest.mark.kernel
 def test_an_unprotected_peer_shuts_down(any_vm: Vm, boot: Boot) -> None:
     distro = boot(any_vm)
     eventually(lambda: quiet(distro))

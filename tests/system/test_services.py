@@ -40,6 +40,7 @@ WINE_OF_BINFMT_SUPPORT = {
 }
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize("content", BINFMT_D)
 def test_every_launch_works(any_vm: Vm, boot: Boot, content: str) -> None:
     distro = boot(any_vm, files=BINFMT_D[content], start_limit=False)
@@ -204,6 +205,7 @@ def test_an_entry_disabled_by_hand_stays_so(any_vm: Vm, boot: Boot) -> None:
     assert distro.interop()
 
 
+@pytest.mark.kernel
 def test_programs_that_see_no_init(any_vm: Vm, boot: Boot) -> None:
     """F keeps /init open: for a chroot, a mount namespace, and when the distro that registered is gone."""
     with any_vm.distro() as registrar:

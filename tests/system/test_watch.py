@@ -36,6 +36,7 @@ def inode(vm: Vm) -> int:
     return inodes(vm)["WSLInterop"]
 
 
+@pytest.mark.kernel
 def test_a_boot_into_a_wiped_table(any_vm: Vm, boot: Boot) -> None:
     any_vm.write("status", "-1")
     # Nothing else is there to bring it back, and it is there before sysinit.target.
@@ -53,6 +54,7 @@ def test_a_boot_into_a_wiped_table(any_vm: Vm, boot: Boot) -> None:
     assert distro.interop()
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize(
     "loss",
     [
@@ -91,6 +93,7 @@ def test_a_container_with_its_own_mount_wipes(any_vm: Vm, boot: Boot) -> None:
     assert eventually(lambda: right(any_vm) and distro.interop()) < 1
 
 
+@pytest.mark.kernel
 def test_formats_of_the_distro_come_back(any_vm: Vm, boot: Boot) -> None:
     distro = boot(
         any_vm,
@@ -202,6 +205,7 @@ def test_formats_come_back_beside_a_refused_rule(vm: Vm, boot: Boot) -> None:
     eventually(lambda: quiet(distro))
 
 
+@pytest.mark.kernel
 def test_disabled_by_hand_is_left_alone(any_vm: Vm, boot: Boot) -> None:
     distro = boot(any_vm)
     any_vm.write("WSLInterop", "0")
