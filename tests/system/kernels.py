@@ -13,9 +13,12 @@ import re
 import subprocess
 import sys
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import bed
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SUITES = "bullseye", "bookworm", "trixie", "sid"
 KERNELS = bed.TREE / "build/kernels"
@@ -65,20 +68,8 @@ cd {bed.TREE} && WSL_BINFMT_SLOWNESS={SLOWNESS} CI=true {" ".join(map(str, [*PYT
 echo exit status $?
 """
     start = time.monotonic()
-    command = [
-        VNG,
-        "-r",
-        image,
-        "--user",
-        "root",
-        "--disable-kvm",
-        "--force-9p",
-        "--memory",
-        "4G",
-        "--cpus",
-        str(os.cpu_count()),
-    ]
-    command += [f"--rwdir={bed.TREE}", "--", script]
+    options = f"--user root --disable-kvm --force-9p --memory 4G --cpus {os.cpu_count()} --rwdir={bed.TREE}"
+    command = [str(VNG), "-r", str(image), *options.split(), "--", script]
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=TIMEOUT
     )

@@ -15,7 +15,7 @@ def main() -> int:
     if reason:
         print(f"make shell {reason}")
         return 1
-    with bed.Vm(*sys.argv[1:]) as vm, vm.distro() as distro:
+    with bed.Vm("".join(sys.argv[1:2]) or "none") as vm, vm.distro() as distro:
         print(
             f"A distro of WSL {vm.generation!r}, one of {', '.join(bed.GENERATIONS)}. Try: wsl-binfmt; /tmp/program.exe"
         )
