@@ -96,7 +96,7 @@ test: .venv/done
 	.venv/bin/python -B -m pytest tests/unit
 
 SUITES =
-check-kernels: DEPENDS = $(TEST_DEPENDS) qemu-system-x86 kmod debian-archive-keyring
+check-kernels: DEPENDS = $(TEST_DEPENDS) qemu-system-x86 kmod busybox-static debian-archive-keyring
 check-kernels: depends .venv/done
 	.venv/bin/pip install --quiet virtme-ng
 	.venv/bin/python -B tests/system/kernels.py $(SUITES)
