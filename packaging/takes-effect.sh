@@ -21,7 +21,7 @@ wsl_binfmt_takes_effect() {
         systemctl stop 'wsl-binfmt-*' || :
         systemctl reset-failed 'wsl-binfmt-*' || :
         rm -rf /run/wsl-binfmt/*.service /run/wsl-binfmt/binfmt.d /run/wsl-binfmt/disabled
-        # Refused to empty the table by WSL 2.8.9 and later, systemd 257 and older make this fail at boot.
+        # Refused to empty the table by WSL 2.8.9 and later, systemd 252 to 257 make this fail at boot.
         if systemctl is-failed --quiet systemd-binfmt.service; then
                 systemctl restart systemd-binfmt.service || :
         fi

@@ -21,9 +21,13 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.system
 
-# Of Debian's suites: the version of systemd in them.
-SUITES = {"bullseye": 247, "trixie": 257, "sid": 262}
-PACKAGES = "systemd,systemd-sysv,python3-minimal,dbus,binfmt-support"
+# Of Debian's suites: the version of systemd in them. 252 is that of the machine around. Between 257 and 262 there is
+# none in the archive, and none of Ubuntu, which has 255 and 259.
+SUITES = {"bullseye": 247, "bookworm-backports": 254, "trixie": 257, "sid": 262}
+# Those on which systemd-binfmt.service fails if it may not empty the table, WSL#41226.
+FAILS_WHEN_REFUSED = 252, 254, 257
+PACKAGES = "systemd systemd-sysv python3-minimal dbus binfmt-support"
+MIRROR = "http://deb.debian.org/debian"
 # As debootstrap, and so WSL's images, have had it since buster; later suites do it themselves.
 MERGED_USR = {"bullseye": ["--setup-hook=/usr/share/mmdebstrap/hooks/merged-usr/setup00.sh"]}
 
@@ -38,10 +42,16 @@ def root(request: pytest.FixtureRequest) -> Path:
         unfinished = path.with_suffix(".unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.parent.mkdir(parents=True, exist_ok=True)
+        suite, is_backport, _ = request.param.partition("-backports")
+        packages, sources = PACKAGES, [f"deb {MIRROR} {suite} main"]
+        if is_backport:
+            names = f"{PACKAGES} libsystemd0 libsystemd-shared".split()
+            packages = " ".join(f"{name}/{request.param}" if "systemd" in name else name for name in names)
+            sources.append(f"deb {MIRROR} {request.param} main")
         # sid's and old suites' lists may be older than they say they may be.
         subprocess.run(
-            ["mmdebstrap", "--variant=minbase", f"--include={PACKAGES}", '--aptopt=Acquire::Check-Valid-Until "false"',
-             *MERGED_USR.get(request.param, ()), request.param, unfinished],
+            ["mmdebstrap", "--variant=minbase", f"--include={packages.replace(' ', ',')}",
+             '--aptopt=Acquire::Check-Valid-Until "false"', *MERGED_USR.get(suite, ()), suite, unfinished, *sources],
             check=True,
         )  # fmt: skip
         unfinished.rename(path)
@@ -108,3 +118,14 @@ def test_a_read_only_table(read_only_vm: bed.Vm, boot: Boot, root: Path) -> None
     distro = boot(read_only_vm, root=root, files=bed.BINFMT_SUPPORT)
     assert distro.wait_until_up() == "running"
     assert distro.interop()
+
+
+@pytest.mark.parametrize("any_vm", ["2.9"], indirect=True)
+def test_what_a_refused_wipe_does(any_vm: bed.Vm, boot: Boot, root: Path) -> None:
+    """On which versions the drop-ins are needed beside WSL's own lock."""
+    files = {"/etc/binfmt.d/x.conf": ":x:M::xx::/bin/true:\n"}
+    distro = boot(any_vm, root=root, installed=False, files=files)
+    state = distro.systemctl("is-active", "systemd-binfmt.service", check=False).strip()
+    assert state == ("failed" if version(root) in FAILS_WHEN_REFUSED else "active")
+    distro = boot(any_vm, root=root, files=files)
+    assert distro.systemctl("is-active", "systemd-binfmt.service").strip() == "active"
