@@ -28,8 +28,6 @@ KEYS = {
         "ExecStartPost",
         "ExecStartPre",
         "ExecStopPost",
-        "RuntimeDirectory",
-        "RuntimeDirectoryPreserve",
     },
 }
 
