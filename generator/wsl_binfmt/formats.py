@@ -138,13 +138,19 @@ class Losses:
     def look(self, entries: "dict[str, int]") -> bool:
         """See what was lost since the last look; returns whether all was. entries: as of table.entries()."""
         before, self._before = self._before, entries
+        noted_before = {name for formats in self._formats.values() for name in formats}
         self._read_notes()
         # Nothing is left of what was there: a wipe. What is gone alone was removed on purpose; but if it was
-        # another distro's registration of that name, that distro has taken it along.
-        wiped = not any(entries.get(name) == inode for name, inode in before.items())
+        # another distro's registration of that name, that distro has taken it along. Were WSLInterop all that
+        # was there, it is gone alone.
+        wiped = not all(map(interop.is_ours, before)) and not any(
+            entries.get(name) == inode for name, inode in before.items()
+        )
         now = time.monotonic()
         for service, formats in self._formats.items():
             lost = {name for name in formats if name in before and (wiped or before[name] != formats[name][0])}
+            # Those of a start that has just been noted were there at its end.
+            lost |= set(formats) - noted_before
             lost = {name for name in lost | self._lost[service] if name in formats and name not in entries}
             if lost and not any(self._lost.values()):
                 self._since = now
@@ -162,15 +168,16 @@ class Losses:
         """Register again what is lost; raises OSError."""
         for service, lost in self._lost.items():
             if lost:
-                self._lost[service] = set()
                 self._bring_back(service, lost)
+                self._lost[service] = set()
 
     def _bring_back(self, service: str, lost: "set[str]") -> None:
         with table.Lock():
             formats = noted(service)
             present = table.entries()
             registered = []
-            for name in sorted(lost & set(formats) - set(present)):
+            # In the order in which they were registered: the newest that matches a file wins.
+            for name in sorted(lost & set(formats) - set(present), key=lambda name: formats[name][0]):
                 try:
                     table.register(formats[name][1])
                     registered.append(name)
@@ -180,7 +187,7 @@ class Losses:
                     self._tell(f"cannot register {name} again: {e.strerror}")
                     del formats[name]
             # A wipe that has come since is seen at the next look: by then they have been there.
-            self._before = {**dict.fromkeys(registered, 0), **table.entries()}
+            self._before = {**self._before, **dict.fromkeys(registered, 0), **table.entries()}
             for name in registered:
                 formats[name] = self._before[name], formats[name][1]
             note(service, formats)
@@ -211,16 +218,17 @@ def name_in(rule: bytes) -> bytes:
 
 def rules_of_binfmt_d() -> "Iterator[tuple[str, int, bytes]]":
     """Read the rules of binfmt.d(5), the lines that are no comments: file, number of the line, rule."""
-    seen = set()
+    paths: "dict[str, str]" = {}
     for directory in BINFMT_D:
         for file in _listdir(directory):
-            if file.endswith(".conf") and file[0] != "." and file not in seen:
-                seen.add(file)
-                path = f"{directory}/{file}"
-                for number, line in enumerate(_read(path).replace(b"\0", b"\n").splitlines(), 1):
-                    line = line.strip()
-                    if line and line[:1] not in b"#;":
-                        yield path, number, line
+            if file.endswith(".conf") and file[0] != ".":
+                paths.setdefault(file, f"{directory}/{file}")
+    # By the names of the files, in whichever directory they are.
+    for _, path in sorted(paths.items()):
+        for number, line in enumerate(_read(path).replace(b"\0", b"\n").splitlines(), 1):
+            line = line.strip()
+            if line and line[:1] not in b"#;":
+                yield path, number, line
 
 
 def _read(path: str) -> bytes:

@@ -111,9 +111,11 @@ class Watch:
                 formats.note_start(service)
         if is_wrong:
             return self._ask_again
+        due = self._losses.due()
+        if not due:
+            self._unwanted_since = 0.0
         if finding.held_until:
             return finding.held_until
-        due = self._losses.due()
         if due and due <= time.monotonic():
             if not self._may_act():
                 return self._ask_again
@@ -126,12 +128,14 @@ class Watch:
         now = time.monotonic()
         if not _exists(WANTED):
             self._unwanted_since = self._unwanted_since or now
-            self._ask_again = now + 0.01 if now < self._unwanted_since + WANTED_MAX else 0.0
+            self._ask_again = now + (0.01 if now < self._unwanted_since + WANTED_MAX else POLL)
             return False
         self._unwanted_since = self._ask_again = 0.0
         had_init, self._has_init = self._has_init, posix.access(interop.INIT, posix.X_OK)
-        if had_init and not self._has_init:
-            self._tell(interop.NO_INIT)
+        if not self._has_init:
+            self._ask_again = now + POLL
+            if had_init:
+                self._tell(interop.NO_INIT)
         return self._has_init
 
     def _look_at_status(self) -> None:
@@ -157,7 +161,9 @@ class Watch:
             due = min(due or poll, poll)
         if not due:
             return signal.sigwait(SIGNALS)
-        received = signal.sigtimedwait(SIGNALS, max(0.0, due - time.monotonic()))
+        # Our own repair is a change as well, of which SIGIO tells: it must not end a wait that is to slow us down.
+        signals = SIGNALS - {signal.SIGIO} if self._repairs_in_a_row > IN_A_ROW_MAX else SIGNALS
+        received = signal.sigtimedwait(signals, max(0.0, due - time.monotonic()))
         return received.si_signo if received else 0
 
     def _leave(self) -> None:

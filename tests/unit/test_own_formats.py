@@ -62,6 +62,9 @@ def test_rules(rules: Rules) -> None:
     rules(b":hidden:", path="usr/c.conf")
     rules(b"", path="etc/c.conf")
     rules(b":no:", path="usr/d.conf.dpkg-new")
+    # Of two of one name, that of the file whose name is last counts, wherever that is.
+    rules(b":z:M::zz::/first:", path="usr/m.conf")
+    rules(b":z:M::zz::/last:", path="etc/n.conf")
     rules(b":no:", path="usr/.e.conf")
     rules(b":WSLInterop:M::MZ::/bin/echo:", b":WSLInterop-held-by-1:M::MZ::/x:", b"\xfe\xff\xfe", path="run/f.conf")
     assert formats.rules(SERVICE) == {
@@ -69,6 +72,7 @@ def test_rules(rules: Rules) -> None:
         "b": b",b,anything",
         "bad": b":bad",
         "c": b":c:",
+        "z": b":z:M::zz::/last:",
         "\udcff": b"\xfe\xff\xfe",
     }
 
@@ -246,6 +250,35 @@ def test_a_wipe(watched: Watched) -> None:
     assert told == [f"formats of {SERVICE} were lost: registered x, y again"] * 2
     formats.remove(SERVICE)
     assert kept.names == ["WSLInterop"]
+
+
+def test_a_wipe_before_a_start_is_noted(kept: kernel.Table, rules: Rules) -> None:
+    """What a start registered is lost although no look has seen it."""
+    rules(X)
+    losses = formats.Losses(lambda _message: None)
+    losses.look(table.entries())
+    start(kept, X)
+    kept.formats.clear()
+    kept.add(kernel.WSL)
+    losses.look(table.entries())
+    formats.note_start(SERVICE)
+    losses.look(table.entries())
+    assert losses.due()
+    losses.bring_back()
+    assert kept.names == ["x", "WSLInterop"]
+
+
+def test_in_the_order_of_registration(kept: kernel.Table, rules: Rules) -> None:
+    """Of two that match the same file, the same one wins again."""
+    rules(Y, X)
+    start(kept, Y, X)
+    formats.note_start(SERVICE)
+    losses = formats.Losses(lambda _message: None)
+    losses.look(table.entries())
+    kept.formats.clear()
+    kept.add(kernel.WSL)
+    bring_back(kept, losses)
+    assert kept.names == ["x", "y", "WSLInterop"]
 
 
 def test_a_wipe_right_after_one(watched: Watched) -> None:
