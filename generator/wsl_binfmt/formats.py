@@ -138,7 +138,6 @@ class Losses:
     def look(self, entries: "dict[str, int]") -> bool:
         """See what was lost since the last look; returns whether all was. entries: as of table.entries()."""
         before, self._before = self._before, entries
-        noted_before = {name for formats in self._formats.values() for name in formats}
         self._read_notes()
         # Nothing is left of what was there: a wipe. What is gone alone was removed on purpose; but if it was
         # another distro's registration of that name, that distro has taken it along. Were WSLInterop all that
@@ -149,14 +148,22 @@ class Losses:
         now = time.monotonic()
         for service, formats in self._formats.items():
             lost = {name for name in formats if name in before and (wiped or before[name] != formats[name][0])}
-            # Those of a start that has just been noted were there at its end.
-            lost |= set(formats) - noted_before
             lost = {name for name in lost | self._lost[service] if name in formats and name not in entries}
             if lost and not any(self._lost.values()):
                 self._since = now
             self._lost[service] = lost
         self._changed = now if before != entries else self._changed
         return wiped
+
+    def look_after_note(self, entries: "dict[str, int]") -> None:
+        """See what is gone already of the start that was noted since the last look. entries: those of that look."""
+        known = {name for formats in self._formats.values() for name in formats}
+        self._read_notes()
+        for service, formats in self._formats.items():
+            lost = {name for name in formats if name not in known and name not in entries}
+            if lost:
+                self._since = self._changed = time.monotonic()
+                self._lost[service] |= lost
 
     def due(self) -> float:
         """Tell when to call bring_back(), as time.monotonic(); 0 if nothing is lost."""

@@ -109,6 +109,7 @@ class Watch:
         for service in formats.SERVICES:
             if formats.has_started(service):
                 formats.note_start(service)
+                self._losses.look_after_note(entries)
         if is_wrong:
             return self._ask_again
         due = self._losses.due()

@@ -262,10 +262,15 @@ def test_a_wipe_before_a_start_is_noted(kept: kernel.Table, rules: Rules) -> Non
     kept.add(kernel.WSL)
     losses.look(table.entries())
     formats.note_start(SERVICE)
-    losses.look(table.entries())
+    losses.look_after_note(table.entries())
     assert losses.due()
     losses.bring_back()
     assert kept.names == ["x", "WSLInterop"]
+    losses.look(table.entries())
+    # What is removed by hand from now on stays removed.
+    kept.drop("x")
+    losses.look(table.entries())
+    assert not losses.due()
 
 
 def test_in_the_order_of_registration(kept: kernel.Table, rules: Rules) -> None:
