@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""The other formats of this distro: those that its two services have registered.
+"""The other formats of this distro: the entries that its two services have registered.
 
-They end with the service, and so with the distro: a format with the flag F keeps
-the file system of its interpreter in use. Those that a wipe of the table took
-come back, and those that another distro took along that had registered the same.
-Which ones they are is in a note for each service: stopping it, and a watch that
-starts anew, have to know. Nothing but the table itself tells who registered an
-entry, so service-hook lists it before and after each start.
+All distros share one table. This distro's entries are removed when the service
+stops, and so when the distro does: an entry with the flag F keeps the file
+system of its interpreter in use. They are registered again after a wipe, which
+removes all entries; and if another distro had replaced an entry of the same name
+and then removed its own. Which entries these are is in a file for each service, a
+note, for stopping it and for a watch that is started again. The kernel does not
+tell who registered an entry, so service-hook lists the entries before and after
+each start.
 """
 
 import posix
@@ -76,8 +78,10 @@ def has_started(service: str) -> bool:
 def note_start(service: str, *, failed: bool = False) -> None:
     """Note what a service has registered, once it has started; remove what it does not register any more.
 
-    Does nothing if that start has been noted already, or goes on. failed: it
-    ended without a list of the entries. Raises OSError.
+    An entry whose inode is another one than before was registered by the start.
+    Does nothing if that start has been noted already, or goes on. failed: the
+    start has failed, so there is no list of the entries after it, and those of
+    now are taken. Raises OSError.
     """
     with table.Lock():
         before, after = _listing(f"{service}.before"), _listing(f"{service}.after")
@@ -96,13 +100,14 @@ def note_start(service: str, *, failed: bool = False) -> None:
                     formats[name] = inode, rule
         for name, (inode, rule) in noted(service).items():
             if name in known:
-                # This start has failed before it came to that rule; or the kernel refuses the rule, and it is gone.
+                # Not registered by this start. If the entry is there, the start failed before it came to that rule;
+                # if not, the kernel has refused the rule.
                 if name in after:
                     formats.setdefault(name, (inode, rule))
             elif entries.get(name) == inode:
                 table.remove(name)
         note(service, formats)
-        # In this order: service-hook has a list that is still there noted before it makes another one.
+        # In this order: for service-hook, a list of after means a start that is not noted yet.
         notes.forget(f"{service}.before")
         notes.forget(f"{service}.after")
 
@@ -136,7 +141,7 @@ class Losses:
         self._changed = 0.0
 
     def look(self, entries: "dict[str, int]") -> bool:
-        """See what was lost since the last look; returns whether all was. entries: as of table.entries()."""
+        """See what was lost since the last look; returns whether there was a wipe. entries: as of table.entries()."""
         before, self._before = self._before, entries
         self._read_notes()
         # Nothing is left of what was there: a wipe. What is gone alone was removed on purpose; but if it was

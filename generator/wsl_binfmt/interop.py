@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
 """WSLInterop, the entry by which WSL starts Windows programs: what is wrong with it, and the repair.
 
-While WSLInterop is replaced, a stand-in answers: a second entry that leads to
-/init as well, so that a Windows program that is started at any instant finds one
-of the two. A service that is about to change the table holds a stand-in
-(service-hook), and WSLInterop is left to that service meanwhile: WSL's override
-for systemd-binfmt.service fails if WSLInterop is there before it registers it.
-A stand-in that has been seen for HOLD_MAX was left by somebody who was killed.
+A stand-in is a second entry with the same rule as WSLInterop, by the name
+WSLInterop-held-by-ID. It is there while WSLInterop is replaced, so that a Windows
+program that is started at any instant finds one of the two. A service that is
+about to change the table registers one as well (service-hook): it holds it. Until
+that stand-in is removed, WSLInterop is left to the service, as WSL's override for
+systemd-binfmt.service fails if WSLInterop is there before the override registers
+it. One that has been there for HOLD_MAX was left by somebody who was killed.
 """
 
 import posix
@@ -98,8 +99,10 @@ class Finding:
         """Whether repair() has something to do now."""
         if self.enabled_anew:
             return True
+        if self.held_until and self.fault:
+            return not self.is_answered()
         if self.held_until:
-            return not self.is_answered() if self.fault else self.is_answered(self.leftovers) and bool(self.leftovers)
+            return bool(self.leftovers) and self.is_answered(without=self.leftovers)
         return bool(self.fault or self.leftovers)
 
 

@@ -15,10 +15,12 @@ else:
     # What `signal` wraps in enums, which take a megabyte of memory.
     import _signal as signal
 
-# The generator's decision that this distro wants the watch. It is gone for a moment while systemd reloads.
+# The generator's decision that this distro wants the watch. systemd deletes it, and has it made again, at each
+# daemon-reload; so if it is missing, that is asked again soon, and seldom after WANTED_MAX.
 WANTED = "/run/systemd/generator/sysinit.target.wants/wsl-binfmt.service"
 WANTED_MAX = 2.0  # seconds that the generators may take
-# dnotify, fcntl(2): without a timer or a descriptor that counts, and for changes by any mount of the table.
+# dnotify, fcntl(2): it tells of changes by any mount of the table, and takes none of the inotify instances, of which
+# all distros together have 128.
 CHANGES = fcntl.DN_MODIFY | fcntl.DN_CREATE | fcntl.DN_DELETE | fcntl.DN_ATTRIB | fcntl.DN_MULTISHOT
 SIGNALS = {signal.SIGIO, signal.SIGUSR1, signal.SIGTERM}
 POLL = 1.0  # seconds between two looks on a kernel without dnotify
@@ -50,7 +52,7 @@ class Watch:
         """Watch until SIGTERM; raises OSError if the table is not there."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
-            # It runs for less than a millisecond, and meanwhile Windows programs may fail to start.
+            # A look takes less than a millisecond, and until it ends Windows programs may fail to start.
             posix.sched_setscheduler(0, posix.SCHED_RR, posix.sched_param(1))
         except OSError:
             pass  # a kernel with CONFIG_RT_GROUP_SCHED
