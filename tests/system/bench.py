@@ -169,7 +169,7 @@ def timed(distro: bed.Distro, command: list[str], environment: str = "") -> floa
     script = (
         "import subprocess, sys, time\n"
         "start = time.perf_counter()\n"
-        "subprocess.run(sys.argv[1:], check=True)\n"
+        "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n"
         "print(1000 * (time.perf_counter() - start))\n"
     )
     return float(distro.run("env", *environment.split(), PYTHON, "-c", script, *command))
