@@ -129,7 +129,10 @@ def status(options: argparse.Namespace) -> int:
         return command.tell(f"there is no program {options.program}", USAGE)
     if options.program and program and not program.fault and (program.start or b"MZ")[:2] != interop.WINDOWS:
         return command.tell(f"{path} is not a Windows program, it does not begin with MZ", USAGE)
-    found = diagnosis.diagnose(seen, program if options.program else None)
+    # It reads files as well, which may be on a file system that does not answer.
+    found = facts.within(2 * facts.DEADLINE, lambda: diagnosis.diagnose(seen, program if options.program else None))
+    if found is None:
+        return command.tell("could not tell: a file that has to be looked at does not answer", UNKNOWN)
     launched = _launch(options, program, found)
     if launched:
         found = found._replace(works=launched.started)
