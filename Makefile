@@ -69,7 +69,7 @@ uninstall:
 
 # What boots in the test bed is an overlay of this machine's root.
 BED_DEPENDS = python3 systemd systemd-sysv dbus binfmt-support gcc libc6-dev util-linux
-TEST_DEPENDS = $(BED_DEPENDS) mmdebstrap python3-venv qemu-user-static strace
+TEST_DEPENDS = $(BED_DEPENDS) mmdebstrap procps python3-venv qemu-user-static strace
 
 demo: DEPENDS = $(BED_DEPENDS)
 demo: depends

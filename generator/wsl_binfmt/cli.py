@@ -21,12 +21,12 @@ at risk with --fail-on=warning; 2 wrong arguments; 3 this is not for this system
 (not WSL, a container, or switched off by choice); 4 could not tell.
 Exit status of restore: 0 Windows programs start, or that is not for this
 command; 1 they may not; 2 wrong arguments."""
-# Runs as root in mounts of its own, in which nothing is mounted over the table's `status`.
+# As facts.BEHIND_GUARD has it run.
 SWITCH_ON = """\
 mount --bind "$0" "$0" || exit
 read -r state <"$0/status"
 [ "$state" = disabled ] || exit 0
-[ "$1" ] || echo 1 >"$0/status" && exit 3
+echo 1 >"$0/status" && exit 3
 """
 
 
@@ -178,7 +178,7 @@ def restore(*, dry_run: bool) -> int:
         return _tell(f"{generator.not_a_distro()}: nothing to do")
     if not generator.settings()[1]:
         return _tell("/etc/wsl.conf switches Windows programs off: nothing to do")
-    if not command.exists(f"{table.DIRECTORY}/register"):
+    if not os.path.exists(f"{table.DIRECTORY}/register"):
         return _tell(f"{table.DIRECTORY} is not mounted: nothing to do")
     if os.statvfs(table.DIRECTORY).f_flag & os.ST_RDONLY:
         return _tell(f"{table.DIRECTORY} is read-only: nothing to do")
@@ -202,9 +202,10 @@ def restore(*, dry_run: bool) -> int:
         if time.monotonic() > end:
             return command.tell("others hold stand-ins all the time, WSLInterop is left to them", FAILS)
         time.sleep(0.01)
-    if (not dry_run or os.geteuid() == 0) and switch_on(dry_run=dry_run):
-        state = "would be switched on" if dry_run else "switched on"
-        return _tell(f"the whole table was switched off (echo 0 >status): {state}")
+    if dry_run and os.geteuid() == 0 and facts.is_switched_on_behind_guard() is False:
+        return _tell("the whole table was switched off (echo 0 >status): would be switched on")
+    if not dry_run and switch_on():
+        return _tell("the whole table was switched off (echo 0 >status): switched on")
     if known.disabled:
         return _tell(f"WSLInterop was disabled by hand, and stays so: echo 1 >{table.DIRECTORY}/WSLInterop")
     if not has_done:
@@ -218,19 +219,10 @@ def _tell(message: str) -> int:
     return WORKS
 
 
-def switch_on(*, dry_run: bool) -> bool:
+def switch_on() -> bool:
     """Switch the table on, if somebody has switched it off; returns whether that was so. Raises OSError."""
     done = subprocess.run(
-        [
-            "unshare",
-            "--mount",
-            "--propagation=private",
-            "sh",
-            "-c",
-            SWITCH_ON,
-            table.DIRECTORY,
-            "dry" if dry_run else "",
-        ],
+        [*facts.BEHIND_GUARD, SWITCH_ON, table.DIRECTORY],
         check=False,
         stderr=subprocess.PIPE,
         text=True,

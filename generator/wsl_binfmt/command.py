@@ -49,15 +49,6 @@ def after_change(action: str, service: str, stand_in: str) -> int:
     return 0
 
 
-def exists(path: str) -> bool:
-    """Whether there is something at `path`."""
-    try:
-        posix.stat(path)
-    except OSError:
-        return False
-    return True
-
-
 def printable(text: str) -> str:
     """Make a text harmless for a terminal and the journal: others may have put anything into names and paths."""
     if text.isprintable():

@@ -95,11 +95,11 @@ NAME_MAX = 50  # characters
 # Sections of %UserProfile%\.wslconfig on Windows.
 WSLCONFIG = "wsl2.", "experimental."
 
-# How a Windows program begins, as those of today do; and what systemd-binfmt says of a rule that is refused.
 START_MAX = 256  # bytes by which the kernel chooses, BINPRM_BUF_SIZE
+# How a Windows program begins, as those of today do.
 PROGRAM = b"MZ\x90\x00\x03\x00\x00\x00\x04\x00\x00\x00\xff\xff\x00\x00".ljust(START_MAX, b"\0")
+# What systemd-binfmt says of a rule that the kernel refused.
 REFUSED_RULE = re.compile(r"(/\S+\.conf:\d+): (.*)")
-REFUSED_WIPE = re.compile(r"Failed to (flush binfmt_misc|.*remove|.*unregister)")
 
 
 class Problem(NamedTuple):
@@ -518,15 +518,16 @@ def _session() -> Iterator[Problem]:
     """Check this terminal: what fails here, and not in another one."""
     named = os.environ.get("WSL_INTEROP", "")
     path = interop_socket()
-    alive = next((other for other in _sockets_of_ancestors() if is_listening(other)), None)
-    fix = f"export WSL_INTEROP={shlex.quote(alive)}" if alive else None
-    if named and path != named:
-        found = f"newer WSL turns to {path}" if path else "a new terminal has one, and so has a new tmux"
-        evidence = [f"WSL_INTEROP={named}, which is gone; {found}"]
-        yield _problem("interop-socket-dead", evidence, fix, "", WARNING if alive else ERROR)
-    elif path and is_listening(path) is False:
-        evidence = [f"{path}, which refuses connections; a new terminal has another one, and so has a new tmux"]
-        yield _problem("interop-socket-dead", evidence, fix)
+    is_gone = bool(named) and path != named
+    if is_gone or (path and is_listening(path) is False):
+        alive = next((other for other in _sockets_of_ancestors() if is_listening(other)), None)
+        if is_gone:
+            found = f"newer WSL turns to {path}" if path else "a new terminal has one, and so has a new tmux"
+            evidence = f"WSL_INTEROP={named}, which is gone; {found}"
+        else:
+            evidence = f"{path}, which refuses connections; a new terminal has another one, and so has a new tmux"
+        fix = f"export WSL_INTEROP={shlex.quote(alive)}" if alive else None
+        yield _problem("interop-socket-dead", [evidence], fix, "", WARNING if is_gone and alive else ERROR)
     try:
         directory = os.getcwdb()
         wrong = "it is not below this root" if directory.startswith(b"(unreachable)") else ""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What can be seen of this machine, for a diagnosis.
 
-Nothing is changed here, and nothing is waited for longer than DEADLINE: what
-takes longer, or may not be read, is None, which stands for "could not tell".
+Nothing is changed here, and no single thing is waited for longer than DEADLINE:
+what takes longer, or may not be read, is None, which stands for "could not tell".
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ PROPERTIES = (
 DEADLINE = 2.0  # seconds
 SHOWN_MAX = 100  # of things that a hostile file may have a million of
 FILE_MAX = 1 << 20  # bytes of a text file that is only looked at
-# Runs as root in mounts of its own, in which nothing is mounted over the table's `status`.
+# Runs a script as root in mounts of its own, in which nothing is mounted over the `status` of the table "$0".
+BEHIND_GUARD = "unshare", "--mount", "--propagation=private", "sh", "-c"
 READ_STATUS = 'mount --bind "$0" "$0" && cat "$0/status"'
 
 T = TypeVar("T")
@@ -147,10 +148,13 @@ class Facts:
         """Whether the table is switched on; None if that cannot be seen from here."""
         if not self.over_status:
             return within(DEADLINE, table.is_switched_on)
-        if not self.is_root:
-            return None
-        text = _finish(_start("unshare", "--mount", "--propagation=private", "sh", "-c", READ_STATUS, table.DIRECTORY))
-        return text != "disabled\n" if text else None
+        return is_switched_on_behind_guard() if self.is_root else None
+
+
+def is_switched_on_behind_guard() -> bool | None:
+    """Whether the table is switched on, whatever is mounted over its `status`; for root. None: could not tell."""
+    text = _finish(_start(*BEHIND_GUARD, READ_STATUS, table.DIRECTORY))
+    return text != "disabled\n" if text else None
 
 
 def within(seconds: float, function: Callable[[], T]) -> T | None:
@@ -175,9 +179,9 @@ def within(seconds: float, function: Callable[[], T]) -> T | None:
 def load_generator() -> Any:
     """Load the generator as a module that says nothing: what it decides is decided in one place."""
     loader = importlib.machinery.SourceFileLoader("wsl_binfmt_generator", GENERATOR)
-    module = types.ModuleType(loader.name)
+    module: Any = types.ModuleType(loader.name)
     loader.exec_module(module)
-    module.log = lambda *_: None  # type: ignore[attr-defined]
+    module.log = lambda *_: None
     return module
 
 
@@ -292,7 +296,7 @@ def parse_units(said: str | None) -> dict[str, dict[str, str]] | None:
     units = {}
     for block in (said or "").split("\n\n"):
         unit: dict[str, str] = {}
-        for line in block.splitlines():
+        for line in block.strip("\n").split("\n"):
             name, _, value = line.partition("=")
             # Some are there more than once.
             unit[name] = f"{unit[name]}\n{value}" if name in unit else value
@@ -306,7 +310,7 @@ def parse_journal(said: str | None, is_root: bool) -> list[Message] | None:
     if said is None or (not said and not is_root):
         return None
     messages = []
-    for line in said.splitlines():
+    for line in said.split("\n"):
         try:
             fields = json.loads(line)
             text = fields["MESSAGE"]

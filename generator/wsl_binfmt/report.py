@@ -216,7 +216,7 @@ def _path(entry: table.Entry) -> str:
 
 
 def _plain(text: str) -> str:
-    """Leave out what is not Unicode."""
+    """Write what is no Unicode as its escape sequence: JSON has no other way."""
     return text.encode(errors="backslashreplace").decode()
 
 

@@ -188,6 +188,8 @@ def processes(contender: Contender, turns: int) -> None:
             contender.add(
                 "restore, nothing wrong, times that", timed(distro, ["/usr/bin/wsl-binfmt", "restore"]) / bare
             )
+            if contender is OURS:
+                contender.add("wsl-binfmt status, ms", timed(distro, ["/usr/bin/wsl-binfmt", "status"]))
 
 
 def restarts_of_each_kind(contender: Contender) -> None:

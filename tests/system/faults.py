@@ -105,7 +105,6 @@ def generator_faults(report: Callable[[str, Fault, str], None]) -> int:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         environment = machine(directory / "root")
-        # Nothing of ours outside of the output directory.
         program = ["/usr/bin/python3", "-IS", str(GENERATOR)]
 
         def run(out: Path, *options: str) -> subprocess.CompletedProcess[str]:

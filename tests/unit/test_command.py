@@ -52,7 +52,7 @@ def wsl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> kernel.Table:
     monkeypatch.setattr(facts, "read_entries", list)
     monkeypatch.setattr(Decision, "elsewhere", "")
     monkeypatch.setattr(Decision, "interop", True)
-    monkeypatch.setattr(cli, "switch_on", lambda **_: False)
+    monkeypatch.setattr(cli, "switch_on", lambda: False)
     memory.formats.clear()
     memory.add(interop.rule("WSLInterop"))
     return memory
