@@ -206,7 +206,7 @@ class Interop:
     def _register_stand_in(self) -> str:
         """Have a stand-in of this distro come first; returns its name."""
         # One that is outranked may still answer some programs.
-        free = [name for name in self._stand_ins if table.text(name) is None]
+        free = [name for name in self._stand_ins if table.registration(name) is None]
         name = (free or self._stand_ins)[0]
         table.remove(name)
         table.register(rule(name))
@@ -233,7 +233,8 @@ class Interop:
 
     def _learn_whether_disabled(self, entries: "dict[str, int]", wsl: "table.Entry | None") -> None:
         """Tell `echo 0 >WSLInterop` and `echo 1` from another registration, which is always an enabled one."""
-        inode = entries.get(NAME, 0)
+        # Of what was read, as it may have been replaced since the entries were listed.
+        inode = wsl.inode if wsl else entries.get(NAME, 0)
         if not self.inode:
             # A stand-in is disabled if WSLInterop was when it was made.
             for name in [name for name in entries if is_ours(name)][-1:]:

@@ -20,7 +20,7 @@ LOCK_MAX = 0.5  # seconds
 class Entry:
     """A registered format: which files it matches, and what runs them."""
 
-    __slots__ = ("enabled", "extension", "flags", "interpreter", "magic", "mask", "offset")
+    __slots__ = ("enabled", "extension", "flags", "inode", "interpreter", "magic", "mask", "offset")
 
     def __init__(
         self,
@@ -39,6 +39,8 @@ class Entry:
         as `magic`; None if all bits count. With neither `magic` nor `extension`,
         nothing is known of the files that it matches.
         """
+        # As of entries(); 0 if it was not read from there.
+        self.inode = 0
         self.enabled = enabled
         self.interpreter = interpreter
         self.flags = flags
@@ -115,27 +117,32 @@ def entries() -> "dict[str, int]":
     return {entry.name: entry.inode() for entry in posix.scandir(DIRECTORY) if entry.name not in CONTROLS}
 
 
-def text(name: str) -> "bytes | None":
-    """Read the text of an entry's file; None if there is no such entry."""
+def registration(name: str) -> "tuple[bytes, int] | None":
+    """Read the text of an entry's file and its inode, both of one registration; None if there is no such entry."""
     try:
         fd = posix.open(f"{DIRECTORY}/{name}", posix.O_RDONLY | posix.O_CLOEXEC)
     except FileNotFoundError:
         return None
     try:
-        return posix.read(fd, PAGE_MAX)
+        return posix.read(fd, PAGE_MAX), posix.fstat(fd).st_ino
     finally:
         posix.close(fd)
 
 
 def read(name: str) -> "Entry | None":
     """Read an entry; None if there is none."""
-    said = text(name)
-    return None if said is None else parse(said)
+    found = registration(name)
+    if found is None:
+        return None
+    entry = parse(found[0])
+    entry.inode = found[1]
+    return entry
 
 
 def is_switched_on() -> bool:
     """Whether the table's `status` says that the kernel asks the entries at all."""
-    return text("status") != b"disabled\n"
+    status = registration("status")
+    return status is None or status[0] != b"disabled\n"
 
 
 def register(rule: bytes) -> None:

@@ -64,7 +64,8 @@ class Watch:
             self._polls = True
         while True:
             due = self._try_to_look()
-            if not self._repairs_in_a_row:
+            # Booting waits neither for what the kernel refuses, nor where somebody undoes each repair.
+            if self._failure or not 0 < self._repairs_in_a_row <= IN_A_ROW_MAX:
                 _tell_systemd_that_it_is_up()
             received = self._wait(due)
             if received == signal.SIGTERM:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import random
 import subprocess
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -147,6 +148,29 @@ def test_losses_while_booting(vm: Vm, boot: Boot) -> None:
     assert eventually(lambda: vm.names()[0] == "WSLInterop") < 1
     distro.wait_until_up()
     eventually(lambda: "ours" in vm.names() and right(vm) and quiet(distro))
+
+
+def test_a_boot_while_somebody_undoes_every_repair(vm: Vm, boot: Boot) -> None:
+    """Nothing waits for who of the two gives in, and nothing fails."""
+    stop = threading.Event()
+
+    def undo() -> None:
+        while not stop.is_set():
+            # To make a file there is not permitted.
+            with contextlib.suppress(PermissionError):
+                vm.write("WSLInterop", "-1")
+
+    undoing = threading.Thread(target=undo)
+    undoing.start()
+    try:
+        distro = boot(vm)
+        assert distro.wait_until_up() == "running"
+        assert distro.systemctl("is-active", "wsl-binfmt.service").strip() == "active"
+        assert distro.systemctl("show", "--property=NRestarts", "--value", "wsl-binfmt.service").strip() == "0"
+    finally:
+        stop.set()
+        undoing.join()
+    eventually(lambda: right(vm) and distro.interop())
 
 
 def test_a_wipe_while_another_distro_holds(vm: Vm, boot: Boot) -> None:

@@ -59,7 +59,9 @@ class Format:
 
 
 class Table:
-    """The table. `formats` has the newest first, `writes` all that was written, `after` is called after each.
+    """The table. `formats` has the newest first, `writes` all that was written.
+
+    `after` is called after each of these, `before_read` before an entry is read.
 
     What the distro notes is here as well, in `notes`, and the time, in `now`.
     """
@@ -71,11 +73,12 @@ class Table:
         self.notes: dict[str, bytes] = {}
         self.refused: set[bytes] = set()
         self.after: Callable[[], None] = lambda: None
+        self.before_read: Callable[[], None] = lambda: None
         self.now = 1e3
         self._inodes = itertools.count(2)
         monkeypatch.setattr(table, "_write", self._write)
         monkeypatch.setattr(table, "entries", lambda: {entry.name: entry.inode for entry in self.formats})
-        monkeypatch.setattr(table, "text", self._text)
+        monkeypatch.setattr(table, "registration", self._registration)
         monkeypatch.setattr(table, "Lock", _NoLock)
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
         monkeypatch.setattr(notes, "read", self.notes.get)
@@ -117,11 +120,13 @@ class Table:
     def _version(self, name: str) -> tuple[int, int]:
         return (hash(self.notes[name]), 1) if name in self.notes else (0, 0)
 
-    def _text(self, name: str) -> bytes | None:
+    def _registration(self, name: str) -> tuple[bytes, int] | None:
+        self.before_read()
         try:
-            return self.get(name).text
+            entry = self.get(name)
         except FileNotFoundError:
-            return b"enabled\n" if name == "status" else None
+            return (b"enabled\n", 1) if name == "status" else None
+        return entry.text, entry.inode
 
     def _write(self, name: str, data: bytes) -> None:
         if "\0" in name:

@@ -128,6 +128,23 @@ def test_disabled_and_lost(formats: kernel.Table) -> None:
     assert formats.get("WSLInterop").enabled
 
 
+def test_disabled_and_replaced_during_a_look(formats: kernel.Table) -> None:
+    """What was listed and what is read are two registrations then; nobody has enabled the first."""
+    formats.add(kernel.WSL, enabled=False)
+    known = Interop()
+    known.look(table.entries())
+
+    def replace() -> None:
+        formats.before_read = lambda: None
+        formats.drop("WSLInterop")
+        formats.add(kernel.WSL)
+
+    formats.before_read = replace
+    known.look(table.entries())
+    known.repair()
+    assert not formats.get("WSLInterop").enabled
+
+
 @pytest.mark.parametrize("note", [b"", b"1", b"x disabled", b"1 maybe", b"0\0", b"\xff \xff", b"-1 disabled"])
 def test_recall_anything(formats: kernel.Table, note: bytes) -> None:
     """A note that is not understood, as of another version, is none."""
@@ -274,13 +291,13 @@ def test_ten_thousand_formats_are_read_once(formats: kernel.Table, monkeypatch: 
     known = Interop()
     known.look(table.entries())
     read: list[str] = []
-    original = table.text
+    original = table.registration
 
-    def text(name: str) -> bytes | None:
+    def registration(name: str) -> tuple[bytes, int] | None:
         read.append(name)
         return original(name)
 
-    monkeypatch.setattr(table, "text", text)
+    monkeypatch.setattr(table, "registration", registration)
     known.look(table.entries())
     assert set(read) == {"WSLInterop"}
 
