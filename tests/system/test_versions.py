@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The main points again on the oldest and the newest systemd that this is for."""
+"""The main points again on the oldest and the newest systemd and Python that this is for."""
 
 from __future__ import annotations
 
+import glob
+import os
 import shutil
 import subprocess
 import time
@@ -129,3 +131,32 @@ def test_what_a_refused_wipe_does(any_vm: bed.Vm, boot: Boot, root: Path) -> Non
     assert state == ("failed" if version(root) in FAILS_WHEN_REFUSED else "active")
     distro = boot(any_vm, root=root, files=files)
     assert distro.systemctl("is-active", "systemd-binfmt.service").strip() == "active"
+
+
+# Of pyenv, beside those of the suites: 3.9, 3.11, 3.13 and sid's, which is 3.14 now.
+PYTHONS = {
+    os.path.basename(os.path.realpath(path)): os.path.realpath(path)
+    for path in ["/usr/bin/python3", *glob.glob(os.path.expanduser("~/.pyenv/versions/3.*/bin/python3"))]
+    if subprocess.run([path, "-c", "import sys; sys.exit(sys.version_info < (3, 8))"]).returncode == 0
+}
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_each_python(vm: bed.Vm, boot: Boot, python: str) -> None:
+    """The generator, service-hook's command, the watch and `status` run on it."""
+    files = {
+        "/usr/bin/python3": f"-> {PYTHONS[python]}",
+        "/etc/binfmt.d/x.conf": ":wine:M::MZ::/bin/true:\n:x:M::xx::/bin/true:\n",
+    }
+    distro = boot(vm, files=files)
+    watch = distro.systemctl("show", "--property=MainPID", "--value", "wsl-binfmt.service").strip()
+    assert distro.run("readlink", f"/proc/{watch}/exe").strip() == PYTHONS[python]
+    distro.systemctl("restart", "systemd-binfmt.service")
+    assert right(vm)
+    eventually(lambda: quiet(distro))
+    vm.write("status", "-1")
+    eventually(lambda: right(vm) and distro.interop() and "x" in vm.names())
+    assert distro.wait_until_up() == "running"
+    distro.run("wsl-binfmt", "status")
+    distro.systemctl("stop", "systemd-binfmt.service")
+    assert "x" not in vm.names()
