@@ -263,7 +263,9 @@ class Distro:
 
     def kill(self) -> None:
         """End the distro as a crash does: SIGKILL for its PID 1, and with it all others."""
-        (self.cgroup / "cgroup.kill").write_text("1")
+        for pid in self._children() or [self._unshare.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._unshare.wait()
 
     def shutdown(self) -> None:
@@ -367,16 +369,22 @@ class Distro:
         (self.cgroup / "cgroup.procs").write_text("0")
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
+    def _children(self) -> list[int]:
+        """The PID of its first process, seen from here; none before and after that lives."""
+        try:
+            return [*map(int, Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children").read_text().split())]
+        except FileNotFoundError:
+            return []
+
     def _find_pid(self) -> int:
         """The PID of its systemd, seen from here."""
-        children = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children")
         while time.monotonic() < self.started + BOOT_TIMEOUT:
             if self._unshare.poll() is not None:
                 raise OSError(f"the distro did not start: unshare's exit status is {self._unshare.returncode}")
-            child = children.read_text().strip()
-            with contextlib.suppress(OSError):
-                if child and Path(f"/proc/{child}/comm").read_text() == "systemd\n":
-                    return int(child)
+            for child in self._children():
+                with contextlib.suppress(OSError):
+                    if Path(f"/proc/{child}/comm").read_text() == "systemd\n":
+                        return child
             time.sleep(0.005)
         raise TimeoutError("the distro's systemd did not start")
 
@@ -467,11 +475,14 @@ def cgroup_root() -> Path:
 
 def remove_cgroup(cgroup: Path) -> None:
     """Kill what is in a cgroup, and remove it with all that is below it."""
-    (cgroup / "cgroup.kill").write_text("1")
     end = time.monotonic() + 10
     for directory, _, _ in os.walk(cgroup, topdown=False):
         while True:
             try:
+                # `cgroup.kill` is there since Linux 5.14.
+                for pid in Path(directory, "cgroup.procs").read_text().split():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGKILL)
                 os.rmdir(directory)
                 break
             except OSError:

@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: MIT
 """`make check-kernels [SUITES=...]`: the heart of the system tests on the kernels of Debian's suites.
 
-WSL ships Linux 5.15, 6.6 and 6.18; these are around them. Each kernel boots this
-machine's own root in an emulator, without KVM, which makes it ten times slower.
-A kernel is fetched once, into build/kernels/.
+WSL ships Linux 5.15, 6.6 and 6.18; these are around them. Each kernel runs in an
+emulator, without KVM, which makes it ten times slower. The root file system of
+the tests is on a disk: 9p, by which the emulator shows this machine's own, takes
+three seconds to start Python. Kernels and root are made once, in build/kernels/.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING
+
+import tomllib
 
 import bed
 
@@ -23,11 +27,16 @@ if TYPE_CHECKING:
 SUITES = "bullseye", "bookworm", "trixie", "sid"
 KERNELS = bed.TREE / "build/kernels"
 VENV = bed.TREE / ".venv/bin"
-PYTEST = [VENV / "python", "-B", "-m", "pytest", "-p", "no:cacheprovider", "-q", "-rf", "-m", "kernel"]
 # The generations differ in what systemd does, not in the kernel.
-TESTS = ["-k", "none", "tests/system"]
+PYTEST = "python3 -B -m pytest -p no:cacheprovider -v -rf -m kernel -k none tests/system"
 SLOWNESS = 20
 TIMEOUT = 1800  # seconds
+ROOT = KERNELS / "root.ext4"
+ROOT_SUITE = "bookworm"
+ROOT_PYTHON = "3.11"
+PACKAGES = (
+    "systemd systemd-sysv dbus binfmt-support python3 make gcc libc6-dev util-linux e2fsprogs procps qemu-user-static"
+)
 # Nothing of this machine's apt is used, but the keys of the archive.
 FETCH = r"""
 set -e
@@ -46,6 +55,19 @@ for package in *.deb; do dpkg-deb --extract "$package" root; done
 rm -rf -- *.deb lists cache sources.list
 [ -e root/lib ] || ln -s usr/lib root/lib
 """
+# What the kernel's first process runs. The disks are those of check(), in their order.
+SCRIPT = r"""
+for module in virtio_blk ext4 overlay binfmt_misc loop; do modprobe $module; done
+mkdir /run/root
+mount -o ro /dev/vda /run/root
+for directory in dev proc sys; do mount --rbind /$directory /run/root/$directory; done
+for directory in run tmp; do mount -t tmpfs tmpfs /run/root/$directory; done
+mkdir -p /run/root/run/lock /run/root/tmp/tree
+tar -x -C /run/root/tmp/tree </dev/vdb
+chroot /run/root sh -c 'cd /tmp/tree && CI=true timeout "$0" "$@"' {timeout} \
+        env WSL_BINFMT_SLOWNESS={slowness} {pytest} >{output} 2>&1
+echo "exit status $?" >>{output}
+"""
 
 
 def kernel(suite: str) -> Path:
@@ -56,24 +78,48 @@ def kernel(suite: str) -> Path:
     return next((directory / "root/boot").glob("vmlinuz-*"))
 
 
+def make_root() -> None:
+    """Make the root file system of the tests, if it is not there yet."""
+    if ROOT.exists():
+        return
+    KERNELS.mkdir(parents=True, exist_ok=True)
+    requirements = tomllib.loads((bed.TREE / "pyproject.toml").read_text())["project"]["optional-dependencies"]["tests"]
+    modules = KERNELS / "modules"
+    options = f"--quiet --python-version={ROOT_PYTHON} --only-binary=:all: --upgrade --target={modules}"
+    subprocess.run([VENV / "pip", "install", *options.split(), *requirements], check=True)
+    directory = KERNELS / "root"
+    unfinished = ROOT.with_suffix(".unfinished")
+    subprocess.run(
+        ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES.replace(' ', ',')}",
+         f"--customize-hook=cp -r {modules}/. $1/usr/local/lib/python{ROOT_PYTHON}/dist-packages",
+         ROOT_SUITE, directory],
+        check=True,
+    )  # fmt: skip
+    subprocess.run(["truncate", "--size=2G", unfinished], check=True)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", directory, unfinished], check=True)
+    shutil.rmtree(directory)
+    unfinished.rename(ROOT)
+
+
 def check(suite: str) -> str:
     """Run the tests on the kernel of a suite; returns what is wrong, "" if nothing is."""
     image = kernel(suite)
-    output = KERNELS / suite / "output"
+    directory = KERNELS / suite
+    output = directory / "output"
     output.write_text("")
-    pytest = " ".join(map(str, [*PYTEST, *TESTS]))
-    script = KERNELS / suite / "script"
-    script.write_text(f"""
-for module in overlay binfmt_misc loop; do modprobe $module; done
-mkdir -p /run/lock
-cd {bed.TREE} && WSL_BINFMT_SLOWNESS={SLOWNESS} CI=true timeout {TIMEOUT} {pytest} >{output} 2>&1
-echo "exit status $?" >>{output}
-""")
+    tree = directory / "tree.tar"
+    subprocess.run(
+        ["tar", "-c", "-f", tree, "-C", bed.TREE, "--exclude=./.*", "--exclude=./build", "--exclude=./dist", "."],
+        check=True,
+    )
+    script = directory / "script"
+    script.write_text(SCRIPT.format(timeout=TIMEOUT, slowness=SLOWNESS, pytest=PYTEST, output=output))
     start = time.monotonic()
-    options = f"--user root --disable-kvm --force-9p --memory 4G --cpus {os.cpu_count()} --rwdir={bed.TREE}"
+    disks = (f"-drive file={file},format=raw,if=virtio,readonly=on" for file in (ROOT, tree))
+    options = f"--user root --disable-kvm --force-9p --memory 4G --cpus {os.cpu_count()} --rwdir={directory}"
     # The console is not for output: it takes a terminal.
     subprocess.run(
-        [VENV / "vng", "-r", image, *options.split(), "--", f"sh {script}"],
+        [VENV / "vng", "-r", image, *options.split(), f"--qemu-opts={' '.join(disks)}", "--", f"sh {script}"],
         env={**os.environ, "PATH": f"{VENV}:{os.environ['PATH']}"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -93,6 +139,7 @@ def main() -> int:
     if reason:
         print(f"make check-kernels {reason}")
         return 1
+    make_root()
     status = 0
     for suite in sys.argv[1:] or SUITES:
         wrong = check(suite)

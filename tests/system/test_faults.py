@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 import faults
-from checks import BEFORE_THE_WATCH, eventually, quiet, right
+from bed import TABLE
+from checks import BEFORE_THE_WATCH, SLOWNESS, eventually, quiet, right
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     Boot = Callable[..., Distro]
 
 pytestmark = pytest.mark.system
+
+WATCH = "wsl-binfmt.service"
+OURS = {"/etc/binfmt.d/x.conf": ":x:M::xx::/bin/true:\n"}
 
 
 class Report:
@@ -50,7 +55,7 @@ def test_command(name: str) -> None:
 )
 def test_notes_that_cannot_be_written(vm: Vm, boot: Boot, fault: str, options: str) -> None:
     """Windows programs start, nothing fails, and it is said; what could not be noted is once it can."""
-    distro = boot(vm, files={"/etc/binfmt.d/x.conf": ":x:M::xx::/bin/true:\n"}, start_limit=False)
+    distro = boot(vm, files=OURS, start_limit=False)
     eventually(lambda: quiet(distro))
     distro.shell(f"mount -t tmpfs -o {options} tmpfs /run/wsl-binfmt")
     if fault == "full":
@@ -70,3 +75,61 @@ def test_notes_that_cannot_be_written(vm: Vm, boot: Boot, fault: str, options: s
     distro.systemctl("stop", "systemd-binfmt.service")
     assert "x" not in vm.names()
     assert right(vm)
+
+
+def main_pid(distro: Distro) -> str:
+    """The PID of the watch, as the distro sees it."""
+    return distro.run("systemctl", "show", "--property=MainPID", "--value", WATCH).strip()
+
+
+def test_the_watch_is_stopped_and_continued(vm: Vm, boot: Boot) -> None:
+    """The services do their part without it, and what happened meanwhile is put right as soon as it goes on."""
+    distro = boot(vm, files=OURS, start_limit=False)
+    eventually(lambda: quiet(distro))
+    distro.run("kill", "-STOP", main_pid(distro))
+    with distro.launching() as launches:
+        distro.systemctl("restart", "systemd-binfmt.service")
+    assert launches.failed == 0
+    vm.write("status", "-1")
+    assert not distro.interop()
+    distro.run("kill", "-CONT", main_pid(distro))
+    eventually(lambda: right(vm) and distro.interop() and "x" in vm.names())
+    assert distro.wait_until_up() == "running"
+    # Stopped while it has the lock, or waits for it, it keeps nobody from anything for long.
+    distro.run("kill", "-STOP", main_pid(distro))
+    begun = time.monotonic()
+    distro.run("flock", "--no-fork", f"{TABLE}/register", "wsl-binfmt", "restore")
+    assert time.monotonic() - begun < 5 * SLOWNESS
+    assert right(vm)
+
+
+def test_the_watch_is_out_of_memory(vm: Vm, boot: Boot) -> None:
+    """It ends, if it must, and the next one begins where it was."""
+    distro = boot(vm, files=OURS)
+    eventually(lambda: quiet(distro))
+    distro.run("prlimit", f"--pid={main_pid(distro)}", "--as=1")
+    for number in range(300):
+        vm.write("register", f":burst{number}:M::burst{number}::/bin/true:")
+    vm.write("status", "-1")
+    eventually(lambda: right(vm) and distro.interop() and "x" in vm.names())
+    assert distro.wait_until_up() == "running"
+    assert "Traceback" not in distro.journal(WATCH)
+
+
+def test_systemctl_hangs(vm: Vm, boot: Boot) -> None:
+    """service-hook asks it what is done with the service, and does without an answer after a second."""
+    distro = boot(vm, files=OURS, start_limit=False)
+    eventually(lambda: quiet(distro))
+    distro.shell(
+        "cp /usr/bin/systemctl /run/systemctl; printf '#!/bin/sh\nsleep 60\n' >/run/hangs; chmod 755 /run/hangs;"
+        "mount --bind /run/hangs /usr/bin/systemctl"
+    )
+    with distro.launching() as launches:
+        distro.run("/run/systemctl", "restart", "systemd-binfmt.service")
+        assert "x" in vm.names()
+        distro.run("/run/systemctl", "stop", "systemd-binfmt.service")
+        assert "x" not in vm.names()
+    assert launches.failed == 0
+    assert right(vm)
+    distro.shell("umount /usr/bin/systemctl")
+    assert distro.wait_until_up() == "running"
