@@ -40,8 +40,10 @@ PREFIX = "wsl-binfmt-vm-"
 LIBC = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNS = 0x20000  # <linux/sched.h>
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+# How many times slower this machine is than a real one: an emulated processor is, see kernels.py.
+SLOWNESS = float(os.environ.get("WSL_BINFMT_SLOWNESS", "1"))
 # A loaded machine of two cores boots in a second; a hung one is not waited for.
-BOOT_TIMEOUT = 60  # seconds
+BOOT_TIMEOUT = 60 * SLOWNESS  # seconds
 
 # Names of WSL's generations, and what each does to keep its entry.
 # "none": up to 2.5.6. "2.6.1" and "2.6": its generator's override.conf, src/linux/init/init.cpp.
@@ -298,7 +300,7 @@ class Distro:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=120,
+            timeout=120 * SLOWNESS,
             env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
         )
         assert not check or done.returncode == 0, f"{args}: exit status {done.returncode}: {done.stdout}"

@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import bed
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-    import bed
 
 # Files for a distro in which binfmt.d of the machine around it is not to count.
 NO_BINFMT_D_OF_USR = {f"/etc/binfmt.d/{path.name}": "" for path in Path("/usr/lib/binfmt.d").glob("*.conf")}
@@ -23,18 +23,13 @@ NO_BINFMT_D_OF_USR = {f"/etc/binfmt.d/{path.name}": "" for path in Path("/usr/li
 # miss a change, and poll a second later, they would be about a thousand.
 BEFORE_THE_WATCH = 100
 
-
-# How many times slower this machine is than a real one: an emulated processor is, see kernels.py.
-SLOWNESS = float(os.environ.get("WSL_BINFMT_SLOWNESS", "1"))
-
-
 def eventually(condition: Callable[[], object], seconds: float = 5) -> float:
     """Wait until `condition` holds; returns how long that took, in seconds of a real machine."""
     start = time.monotonic()
     while not condition():
-        assert time.monotonic() < start + seconds * SLOWNESS, "it did not come to hold"
+        assert time.monotonic() < start + seconds * bed.SLOWNESS, "it did not come to hold"
         time.sleep(0.002)
-    return (time.monotonic() - start) / SLOWNESS
+    return (time.monotonic() - start) / bed.SLOWNESS
 
 
 def inodes(vm: bed.Vm) -> dict[str, int]:

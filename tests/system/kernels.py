@@ -55,18 +55,25 @@ for package in *.deb; do dpkg-deb --extract "$package" root; done
 rm -rf -- *.deb lists cache sources.list
 [ -e root/lib ] || ln -s usr/lib root/lib
 """
-# What the kernel's first process runs. The disks are those of check(), in their order.
+# What is run once a kernel is up. The disks are those of check(), in their order. Not chroot: nsenter(1), in the test
+# bed, goes to the root of the mounts.
 SCRIPT = r"""
+exec >{output} 2>&1
 for module in virtio_blk ext4 overlay binfmt_misc loop; do modprobe $module; done
 mkdir /run/root
 mount -o ro /dev/vda /run/root
-for directory in dev proc sys; do mount --rbind /$directory /run/root/$directory; done
-for directory in run tmp; do mount -t tmpfs tmpfs /run/root/$directory; done
-mkdir -p /run/root/run/lock /run/root/tmp/tree
-tar -x -C /run/root/tmp/tree </dev/vdb
-chroot /run/root sh -c 'cd /tmp/tree && CI=true timeout "$0" "$@"' {timeout} \
-        env WSL_BINFMT_SLOWNESS={slowness} {pytest} >{output} 2>&1
-echo "exit status $?" >>{output}
+cd /run/root
+for directory in dev proc sys; do mount --rbind /$directory $directory; done
+for directory in run tmp; do mount -t tmpfs tmpfs $directory; done
+mkdir -p run/lock run/old tmp/tree
+tar -x -C tmp/tree </dev/vdb
+unshare --mount sh -ec '
+        pivot_root . run/old
+        umount -l run/old
+        cd /tmp/tree
+        CI=true WSL_BINFMT_SLOWNESS={slowness} timeout {timeout} {pytest}
+'
+echo "exit status $?"
 """
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import faults
-from bed import TABLE
-from checks import BEFORE_THE_WATCH, SLOWNESS, eventually, quiet, right
+from bed import SLOWNESS, TABLE
+from checks import BEFORE_THE_WATCH, eventually, quiet, right
 
 if TYPE_CHECKING:
     from collections.abc import Callable
