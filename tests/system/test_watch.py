@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import subprocess
 import threading
@@ -302,6 +303,20 @@ def test_a_thousand_registrations(any_vm: Vm, boot: Boot) -> None:
     eventually(lambda: quiet(distro))
     any_vm.write("WSLInterop", "-1")
     assert eventually(lambda: right(any_vm)) < 1
+    assert distro.wait_until_up() == "running"
+
+
+def test_a_table_that_somebody_fills(vm: Vm, boot: Boot) -> None:
+    """Root of another distro may do so: it takes longer, and all works."""
+    distro = boot(vm)
+    for number in range(100_000):
+        vm.write("register", f":f{number}:M::f{number}::/bin/true:")
+    vm.write("register", RIVAL)
+    eventually(lambda: distro.interop() and os.listdir(vm.table)[0] == "WSLInterop")
+    distro.systemctl("restart", "systemd-binfmt.service")
+    assert "No problem found" in distro.run("wsl-binfmt", "status")
+    vm.write("status", "-1")
+    eventually(lambda: right(vm) and distro.interop())
     assert distro.wait_until_up() == "running"
 
 
