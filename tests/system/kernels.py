@@ -5,6 +5,7 @@ WSL ships Linux 5.15, 6.6 and 6.18; these are around them. Each kernel runs in a
 emulator, without KVM, which makes it ten times slower. The root file system of
 the tests is on a disk: 9p, by which the emulator shows this machine's own, takes
 three seconds to start Python. Kernels and root are made once, in build/kernels/.
+The clock jumps to and fro there.
 """
 
 from __future__ import annotations
@@ -54,6 +55,12 @@ apt-get "$@" download "$image" $(depends "$@" depends "$image")
 for package in *.deb; do dpkg-deb --extract "$package" root; done
 rm -rf -- *.deb lists cache sources.list
 [ -e root/lib ] || ln -s usr/lib root/lib
+# Where the images of sid are; the emulator wants them in /boot.
+for image in root/usr/lib/modules/*/vmlinuz; do
+        [ -e "$image" ] || break
+        version=${image%/*}
+        install -D "$image" "root/boot/vmlinuz-${version##*/}"
+done
 """
 # What is run once a kernel is up. The disks are those of check(), in their order. Not chroot: nsenter(1), in the test
 # bed, goes to the root of the mounts.
@@ -67,6 +74,8 @@ for directory in dev proc sys; do mount --rbind /$directory $directory; done
 for directory in run tmp; do mount -t tmpfs tmpfs $directory; done
 mkdir -p run/lock run/old tmp/tree
 tar -x -C tmp/tree </dev/vdb
+# Nothing of ours depends on the clock, which may be set here, and not on this machine.
+while sleep 1; do date --set='+1 hour'; sleep 1; date --set='-1 hour'; done >/dev/null &
 unshare --mount sh -ec '
         pivot_root . run/old
         umount -l run/old
