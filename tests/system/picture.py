@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
-from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
@@ -29,12 +29,14 @@ def draw(name: str, title: str, said: str) -> None:
         (DOCS / f"{name}.svg").write_text(console.export_svg(title=title, unique_id=name))
 
 
-def main() -> int:
-    """Draw all; returns the exit status."""
-    reason = bed.unavailable()
-    if reason:
-        print(f"make pictures {reason}")
-        return 1
+def draw_demo() -> None:
+    """Draw what `make demo` prints, without the files at its end."""
+    done = subprocess.run([sys.executable, "-B", bed.HERE / "demo.py"], stdout=subprocess.PIPE, text=True, check=True)
+    draw("demo", "make demo", f"# make demo\n{done.stdout.partition('What the generator wrote')[0]}")
+
+
+def draw_status() -> None:
+    """Draw wsl-binfmt where wine has taken Windows programs over, and have the README say the same."""
     with bed.Vm() as vm, vm.distro(files={"/etc/binfmt.d/wine.conf": WINE}) as distro:
         # As on a machine that was not protected when wine was installed.
         distro.systemctl("stop", "wsl-binfmt.service")
@@ -49,7 +51,16 @@ def main() -> int:
     after = rest.partition(MARKS[1])[2]
     block = "".join(f"    {line}".rstrip() + "\n" for line in ["$ wsl-binfmt", *plain.rstrip("\n").split("\n")])
     README.write_text(before + MARKS[0] + block + MARKS[1] + after)
-    print(f"drawn: {', '.join(str(Path(path).relative_to(bed.TREE)) for path in [DOCS / 'status.svg', README])}")
+
+
+def main() -> int:
+    """Draw all; returns the exit status."""
+    reason = bed.unavailable()
+    if reason:
+        print(f"make pictures {reason}")
+        return 1
+    draw_demo()
+    draw_status()
     return 0
 
 
