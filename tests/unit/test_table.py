@@ -130,6 +130,12 @@ def test_parse() -> None:
     assert (found.interpreter, found.flags, found.magic, found.extension) == (b"/usr/bin/cli", b"", None, b"exe")
 
 
+@pytest.mark.parametrize("extension", [b"a\nb c", b"a\rb c", b"x\nmagic 4d", b".", b" "])
+def test_extension(extension: bytes) -> None:
+    """It is whatever was registered, line ends included; make fuzz found what was cut there."""
+    assert table.parse(b"enabled\ninterpreter /x\nflags: \nextension .%s\n" % extension).extension == extension
+
+
 @pytest.mark.parametrize(
     "said",
     [
