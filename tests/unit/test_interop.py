@@ -335,7 +335,7 @@ def test_registered_by_others(formats: kernel.Table) -> None:
     """Theirs is as good, and is left alone."""
     formats.add(kernel.WSL)
     formats.add(WINE)
-    theirs = []
+    theirs: list[int] = []
 
     def race() -> None:
         if "WSLInterop" not in formats.names and not theirs:
