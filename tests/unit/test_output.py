@@ -97,11 +97,11 @@ def test_registers_interop(distro: support.Machine, directory: str, text: str, e
     late = "systemd-binfmt.service.d/zz-wsl-binfmt.conf"
     assert (late in written) is expected
     for path in {support.GUARD, late} & set(written):
-        service = support.parse_unit(written[path])["Service"]
+        lines = support.parse_unit(written[path])["Service"]
         started = "ExecStartPost", f"-+/usr/lib/wsl-binfmt-generator/service-hook started %n {hold}"
-        assert (started in service) is (path == late or not expected)
-        assert path != late or service == [started]
-        assert {key for key, _ in service} <= KEYS["Service"]
+        assert (started in lines) is (path == late or not expected)
+        assert path != late or lines == [started]
+        assert {key for key, _ in lines} <= KEYS["Service"]
     assert " starting %n yes\n" in written[support.SUPPORT]
 
 
