@@ -81,6 +81,19 @@ def test_a_repair_is_looked_at_again(kept: kernel.Table, watching: watch.Watch, 
     assert told == ["wine outranks WSLInterop: restored"]
 
 
+def test_wrong_from_the_first(kept: kernel.Table, told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first look may find something wrong, and may fail."""
+    kept.add(WINE)
+    assert watch.Watch(told.append)._try_to_look() == kept.now
+    assert told == ["wine outranks WSLInterop: restored"]
+
+    def fail() -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(table, "entries", fail)
+    assert watch.Watch(told.append)._try_to_look() == kept.now + 2
+
+
 def test_somebody_undoes_each_repair(kept: kernel.Table, watching: watch.Watch) -> None:
     """The machine is not kept busy with it."""
     for number in range(watch.IN_A_ROW_MAX):
