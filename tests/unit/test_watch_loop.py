@@ -330,12 +330,15 @@ def test_as_a_process(tmp_path: Path, refusal: int) -> None:
     # Not one that matches Windows programs.
     (tmp_path / "new").write_bytes(b"enabled\ninterpreter /x\nflags: \noffset 0\nmagic 7f454c46\n")
     program = f"""
-import fcntl, sys
+import fcntl, posix, sys
 from wsl_binfmt import formats, notes, table, watch
 table.DIRECTORY = {str(directory)!r}
 notes.DIRECTORY = {str(tmp_path / "notes")!r}
 formats.remove = lambda service: print("remove", service, flush=True)
 watch.POLL = 0.2
+posix.sched_setscheduler = lambda pid, policy, param: print(
+    "scheduler", pid, policy == posix.SCHED_RR, param.sched_priority, flush=True
+)
 if {refusal}:
     class Fcntl:
         F_NOTIFY = 1
@@ -363,6 +366,7 @@ print("end")
         systemd.settimeout(support.TIMEOUT)
         assert process.stdout
         try:
+            assert process.stdout.readline() == "scheduler 0 True 1\n"
             assert process.stdout.readline() == "look\n"
             assert systemd.recv(100) == b"READY=1"
             time.sleep(0.5)
