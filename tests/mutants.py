@@ -164,6 +164,8 @@ def main(files: list[str]) -> int:
                 counts[result] += 1
                 if result == "unexplained":
                     print(mutant, end="\n\n", flush=True)
+                elif result == "killed" and mutant in listed:
+                    print(f"killed, but explained:\n{mutant}\n", flush=True)
         print(
             f"{file}: {len(running)} mutants, {counts['killed']} killed, "
             f"{counts['explained'] + counts['unexplained']} survive, {counts['explained']} of them explained",
