@@ -7,7 +7,7 @@ PREFIX = /usr
 # Whether `install` compiles the modules; a package may do so at its installation.
 COMPILE = yes
 
-.PHONY: help install uninstall demo shell test check check-kernels check-pythons faults bench pictures
+.PHONY: help install uninstall demo shell test check check-kernels check-pythons faults bench pictures fuzz mutants
 
 help:
 	@echo 'make demo            see it work'
@@ -18,6 +18,8 @@ help:
 	@echo 'make check           run all tests'
 	@echo 'make check-kernels   run the heart of them on other kernels'
 	@echo 'make faults          have every system call of ours fail'
+	@echo 'make fuzz            read mutated files; SECONDS=60 for each of three kinds'
+	@echo 'make mutants         change the sources, and see that a test notices; FILES=generator/wsl_binfmt/watch.py'
 	@echo 'make check-pythons   run the unit tests on each Python that is there'
 	@echo 'make bench           measure, into bench/'
 	@echo 'make pictures        draw the terminals of the documentation, into docs/ and README.md'
@@ -35,7 +37,7 @@ ZSH_COMPLETION = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 # Where a page goes, by its section.
 man_dir = $(DESTDIR)$(PREFIX)/share/man/man$(subst .,,$(suffix $(1)))
 # What `uninstall` removes of what `install` puts there.
-FILES = $(LIB)/systemd/system-generators/wsl-binfmt-generator $(DESTDIR)$(PREFIX)/bin/wsl-binfmt $(LIB)/wsl-binfmt-generator \
+INSTALLED = $(LIB)/systemd/system-generators/wsl-binfmt-generator $(DESTDIR)$(PREFIX)/bin/wsl-binfmt $(LIB)/wsl-binfmt-generator \
 	$(UNITS:units/%=$(LIB)/systemd/system/%) $(BASH_COMPLETION)/wsl-binfmt $(ZSH_COMPLETION)/_wsl-binfmt \
 	$(foreach page,$(PAGES),$(call man_dir,$(page))/$(notdir $(page)))
 
@@ -65,7 +67,7 @@ endif
 
 # What a package does, too, when it is removed.
 uninstall:
-	. packaging/takes-effect.sh; $(if $(DESTDIR),,wsl_binfmt_goes;) rm -rf $(FILES) $(if $(DESTDIR),,; wsl_binfmt_is_gone)
+	. packaging/takes-effect.sh; $(if $(DESTDIR),,wsl_binfmt_goes;) rm -rf $(INSTALLED) $(if $(DESTDIR),,; wsl_binfmt_is_gone)
 
 # What boots in the test bed is an overlay of this machine's root.
 BED_DEPENDS = python3 systemd systemd-sysv dbus binfmt-support gcc libc6-dev util-linux
@@ -94,6 +96,19 @@ pictures: depends .venv/done
 
 test: .venv/done
 	.venv/bin/python -B -m pytest tests/unit
+
+SECONDS = 60
+fuzz: .venv/done
+	$(REQUIREMENTS) fuzz | .venv/bin/pip install --quiet --requirement /dev/stdin
+	@for target in wsl.conf entry binfmt.d; do \
+		rm -rf build/fuzz/tmp; mkdir -p build/fuzz/tmp; \
+		PYTHONPATH=generator:tests/unit TMPDIR=build/fuzz/tmp .venv/bin/python -B tests/fuzz.py $$target $(SECONDS) || exit 1; \
+	done
+
+FILES =
+mutants: .venv/done
+	$(REQUIREMENTS) mutants | .venv/bin/pip install --quiet --requirement /dev/stdin
+	.venv/bin/python -B tests/mutants.py $(FILES)
 
 SUITES =
 check-kernels: DEPENDS = $(TEST_DEPENDS) qemu-system-x86 kmod busybox-static debian-archive-keyring

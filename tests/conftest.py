@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 import bed
 import support
@@ -23,8 +23,11 @@ PACKAGING_TOOLS = ("dh", "dh_python3", "faketime", "lintian", "makepkg", "mandoc
 
 # A __pycache__ beside the generator would be installed with it.
 sys.dont_write_bytecode = True
-settings.register_profile("default", deadline=None, max_examples=300)
+# A failure is printed with what repeats it, @reproduce_failure(...).
+settings.register_profile("default", deadline=None, max_examples=300, print_blob=True)
 settings.load_profile("default")
+# For `make mutants`: the same examples each time, and nobody reads which of them fails.
+settings.register_profile("mutants", derandomize=True, phases=[Phase.explicit, Phase.generate])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

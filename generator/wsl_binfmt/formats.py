@@ -238,7 +238,8 @@ def rules_of_binfmt_d() -> "Iterator[tuple[str, int, bytes]]":
     # By the names of the files, in whichever directory they are.
     for _, path in sorted(paths.items()):
         for number, line in enumerate(_read(path).replace(b"\0", b"\n").splitlines(), 1):
-            line = line.strip()
+            # Not a form feed, which strip() takes away as well: systemd has it as part of the rule.
+            line = line.strip(b" \t\r\n")
             if line and line[:1] not in b"#;":
                 yield path, number, line
 

@@ -87,11 +87,12 @@ def parse(text: bytes) -> Entry:
     interpreter, flags_found, rest = rest.rpartition(b"\nflags: ")
     flags, _, rest = rest.partition(b"\n")
     entry = Entry(enabled=state != b"disabled", interpreter=interpreter, flags=flags)
+    if rest.startswith(b"extension ."):
+        # As registered: that may have line ends in it as well.
+        entry.extension = rest[len(b"extension .") : -1]
+        return entry
     try:
         fields = dict(line.split(b" ", 1) for line in rest.splitlines())
-        if b"extension" in fields:
-            entry.extension = fields[b"extension"][1:]
-            return entry
         offset = int(fields[b"offset"])
         magic = bytes.fromhex(fields[b"magic"].decode())
         mask = bytes.fromhex(fields[b"mask"].decode()) if b"mask" in fields else None

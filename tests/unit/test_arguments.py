@@ -6,14 +6,11 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 import support
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 USAGE = """\
 usage: wsl-binfmt-generator [-v] NORMAL-DIR [EARLY-DIR LATE-DIR]
@@ -126,6 +123,12 @@ def test_dry_run(distro: support.Machine, monkeypatch: pytest.MonkeyPatch) -> No
     done = distro.run("--dry-run")
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr.endswith(f"{NAME}switched off: nothing to do\n")
+
+
+def test_dry_run_that_cannot_be_printed(distro: support.Machine) -> None:
+    """It says so by its exit status."""
+    with Path("/dev/full").open("w") as full:
+        assert distro.run("--dry-run", stdout=full).returncode == 1
 
 
 def test_by_hand_in_a_container(distro: support.Machine) -> None:

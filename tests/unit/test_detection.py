@@ -70,6 +70,8 @@ def test_environment(distro: support.Machine) -> None:
     """Variables that are not UTF-8, or are set to nothing, count for what they are."""
     distro.environment = {"container": "\udcff"}
     assert distro.run("-v", distro.out).stderr == "wsl-binfmt-generator: a container, \udcff: nothing to do\n"
+    distro.environment = {"SYSTEMD_VIRTUALIZATION": "container:podman"}
+    assert distro.run("-v", distro.out).stderr == "wsl-binfmt-generator: a container, podman: nothing to do\n"
     distro.environment = {"container": "", "SYSTEMD_VIRTUALIZATION": ""}
     assert distro.run().returncode == 0
     assert support.GUARD in distro.output()
@@ -100,3 +102,11 @@ def test_settings_decide(generator: Any, protect: str, interop: str) -> None:
     assert all((" starting %n no\n" in text) == (interop == "false") for text in texts)
     assert any("wsl-binfmt.service" in target for target in targets) == (interop == "true")
     assert any(target.endswith("-status.mount") for target in targets)
+
+
+def test_files_that_are_not_utf8(distro: support.Machine) -> None:
+    """What systemd has written down counts, whatever its bytes are."""
+    distro.environment = {}
+    distro.write("run/systemd/container")
+    (distro.root / "run/systemd/container").write_bytes(b"\xff\n")
+    assert distro.run("-v", distro.out).stderr == "wsl-binfmt-generator: a container, \udcff: nothing to do\n"

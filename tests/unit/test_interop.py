@@ -269,6 +269,102 @@ def test_race(formats: kernel.Table) -> None:
     assert sorted(formats.names) == ["WSLInterop", "cli", "wine"]
 
 
+def test_nothing_more_than_a_registration(formats: kernel.Table) -> None:
+    """Where nothing answers, a stand-in would be of no use."""
+    Interop().repair()
+    assert formats.writes == [("WSLInterop", b"-1"), ("register", kernel.WSL)]
+
+
+def test_it_was_never_there(formats: kernel.Table) -> None:
+    """Nobody has removed what a first look does not find, and it has no inode."""
+    formats.add(QEMU)
+    for wiped in True, False:
+        known = Interop()
+        assert known.look(table.entries(), wiped=wiped).held_until == 0
+        assert known.inode == 0
+
+
+def test_looked_at_without_its_past(formats: kernel.Table) -> None:
+    """Who does not say what was there before is not told that somebody has removed WSLInterop alone."""
+    formats.add(kernel.WSL)
+    known = Interop()
+    known.look(table.entries())
+    formats.drop("WSLInterop")
+    assert known.look(table.entries()).held_until == 0
+
+
+def test_enabled_anew(formats: kernel.Table) -> None:
+    """Another registration of a disabled WSLInterop is to be disabled."""
+    formats.add(kernel.WSL, enabled=False)
+    known = Interop()
+    known.look(table.entries())
+    formats.drop("WSLInterop")
+    formats.add(kernel.WSL)
+    finding = known.look(table.entries())
+    assert finding.needs_repair()
+    known.repair(finding)
+    assert not formats.get("WSLInterop").enabled
+    assert not known.look(table.entries()).needs_repair()
+
+
+def test_enabled_anew_for_another_process(formats: kernel.Table) -> None:
+    """It knows from the note that what it finds is another registration than the one that was disabled."""
+    formats.add(kernel.WSL)
+    inode = formats.get("WSLInterop").inode
+    interop.remember(inode - 1, disabled=True)
+    before, disabled = interop.recall()
+    assert (before, disabled) == (inode - 1, True)
+    Interop(before, disabled=disabled).repair()
+    assert not formats.get("WSLInterop").enabled
+    interop.remember(inode, disabled=False)
+    assert interop.recall() == (inode, False)
+
+
+def test_disabled_since_the_look(formats: kernel.Table) -> None:
+    """What the repair registers is then disabled as well."""
+    formats.add(kernel.WSL)
+    formats.add(WINE)
+    known = Interop()
+    finding = known.look(table.entries())
+    formats.get("WSLInterop").enabled = False
+    known.repair(finding)
+    assert not formats.get("WSLInterop").enabled
+
+
+@pytest.mark.parametrize("is_free", [True, False])
+def test_repaired_by_others(formats: kernel.Table, monkeypatch: pytest.MonkeyPatch, is_free: bool) -> None:
+    """What was found is looked at again if somebody had the lock, and only then."""
+    formats.add(kernel.WSL)
+    formats.add(WINE)
+    known = Interop()
+    finding = known.look(table.entries())
+
+    def enter(_lock: object) -> bool:
+        formats.drop("wine")
+        return is_free
+
+    monkeypatch.setattr(table.Lock, "__enter__", enter)
+    assert known.repair(finding) == ("wine outranks WSLInterop" if is_free else None)
+    assert bool(formats.writes) is is_free
+
+
+def test_registered_by_others(formats: kernel.Table) -> None:
+    """Theirs is as good, and is left alone."""
+    formats.add(kernel.WSL)
+    formats.add(WINE)
+    theirs: list[int] = []
+
+    def race() -> None:
+        if "WSLInterop" not in formats.names and not theirs:
+            formats.add(kernel.WSL)
+            theirs.append(formats.get("WSLInterop").inode)
+
+    formats.after = race
+    assert Interop().repair() is None
+    assert theirs == [formats.get("WSLInterop").inode]
+    assert formats.names == ["WSLInterop", "wine"]
+
+
 def test_race_for_ever(formats: kernel.Table) -> None:
     """Somebody who always comes first is given way to, with an error."""
     formats.add(kernel.WSL)

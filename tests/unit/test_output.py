@@ -75,6 +75,7 @@ REGISTERS = "[Service]\nExecStartPost=/bin/sh -c 'echo :WSLInterop:M::MZ::/init:
         (REGISTERS.replace("Post=", "Post = -"), True),
         (REGISTERS.replace("Post", ""), True),
         (REGISTERS.replace("echo ", "echo \\\n"), True),
+        (REGISTERS.replace("WSL", "WSL\\\n"), True),
         (REGISTERS.replace("Exec", "#Exec"), False),
         ("# see :WSLInterop: and /proc/sys/fs/binfmt_misc/register\n[Unit]\n", False),
         (REGISTERS.replace("echo", "echo -1 >WSLInterop; echo"), False),  # removes it first
@@ -95,10 +96,12 @@ def test_registers_interop(distro: support.Machine, directory: str, text: str, e
     assert f" starting %n {hold}\n" in written[support.GUARD]
     late = "systemd-binfmt.service.d/zz-wsl-binfmt.conf"
     assert (late in written) is expected
-    assert (
-        f"ExecStartPost=-+/usr/lib/wsl-binfmt-generator/service-hook started %n {hold}\n"
-        in written[late if expected else support.GUARD]
-    )
+    for path in {support.GUARD, late} & set(written):
+        lines = support.parse_unit(written[path])["Service"]
+        started = "ExecStartPost", f"-+/usr/lib/wsl-binfmt-generator/service-hook started %n {hold}"
+        assert (started in lines) is (path == late or not expected)
+        assert path != late or lines == [started]
+        assert {key for key, _ in lines} <= KEYS["Service"]
     assert " starting %n yes\n" in written[support.SUPPORT]
 
 

@@ -77,6 +77,18 @@ def test_rules(rules: Rules) -> None:
     }
 
 
+def test_blanks(rules: Rules) -> None:
+    """Those of systemd's strstrip() are no part of a rule, and others are; make fuzz found that."""
+    rules(b" \t:a:M::aa::/x: \t\r:b:M::bb::/x:\0:c:\x0b", b"\x0c:d:", b"\x0c#")
+    assert formats.rules(SERVICE) == {
+        "a": b":a:M::aa::/x:",
+        "b": b":b:M::bb::/x:",
+        "c": b":c:\x0b",
+        ":d:": b"\x0c:d:",
+        "#": b"\x0c#",
+    }
+
+
 @pytest.mark.usefixtures("rules")
 @pytest.mark.parametrize("service", formats.SERVICES)
 def test_no_rules(service: str) -> None:

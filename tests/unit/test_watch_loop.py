@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,11 +17,12 @@ import pytest
 
 import kernel
 import support
-from wsl_binfmt import interop, notes, table, watch
+from wsl_binfmt import formats, interop, notes, table, watch
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+CLI = b":cli:M::MZ::/usr/bin/cli:"
 WINE = b":wine:M::MZ::/usr/bin/wine:"
 QEMU = b":qemu-arm:M::\x7fELF::/usr/bin/qemu-arm:F"
 
@@ -51,13 +53,23 @@ def watching(kept: kernel.Table, told: list[str]) -> watch.Watch:
     return made
 
 
-def test_it_remembers(kept: kernel.Table, watching: watch.Watch) -> None:
+def test_it_remembers(
+    kept: kernel.Table, watching: watch.Watch, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Which registration WSLInterop is, and whether it was disabled, for the next watch; written once."""
     inode = kept.get("WSLInterop").inode
     assert kept.notes["WSLInterop"] == b"%d enabled" % inode
     kept.get("WSLInterop").enabled = False
     watching._try_to_look()
     assert kept.notes["WSLInterop"] == b"%d disabled" % inode
+
+    def fail(name: str, _data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+
+    monkeypatch.setattr(notes, "write", fail)
+    for again in watching, watch.Watch(told.append):
+        assert again._try_to_look() == 0
+    assert told == []
 
 
 def test_a_repair_is_looked_at_again(kept: kernel.Table, watching: watch.Watch, told: list[str]) -> None:
@@ -67,6 +79,24 @@ def test_a_repair_is_looked_at_again(kept: kernel.Table, watching: watch.Watch, 
     assert kept.names == ["WSLInterop", "wine"]
     assert watching._try_to_look() == 0
     assert told == ["wine outranks WSLInterop: restored"]
+
+
+def test_wrong_from_the_first(
+    kept: kernel.Table, told: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its first look may find something wrong, also during a reload, and may fail."""
+    kept.add(WINE)
+    (tmp_path / "wanted").unlink()
+    assert watch.Watch(told.append)._try_to_look() < kept.now + 0.1
+    (tmp_path / "wanted").touch()
+    assert watch.Watch(told.append)._try_to_look() == kept.now
+    assert told == ["wine outranks WSLInterop: restored"]
+
+    def fail() -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(table, "entries", fail)
+    assert watch.Watch(told.append)._try_to_look() == kept.now + 2
 
 
 def test_somebody_undoes_each_repair(kept: kernel.Table, watching: watch.Watch) -> None:
@@ -86,6 +116,7 @@ def test_it_is_not_wanted(kept: kernel.Table, watching: watch.Watch, tmp_path: P
     kept.add(WINE)
     (tmp_path / "wanted").unlink()
     begun = kept.now
+    assert watching._try_to_look() < begun + 0.1
     asked = 0
     while kept.now < begun + watch.WANTED_MAX + 5:
         kept.now = watching._try_to_look()
@@ -95,7 +126,12 @@ def test_it_is_not_wanted(kept: kernel.Table, watching: watch.Watch, tmp_path: P
     (tmp_path / "wanted").touch()
     watching._try_to_look()
     assert kept.names[0] == "WSLInterop"
-    # The next reload is one of its own.
+    # The next reload is one of its own, also without a look in between that finds nothing wrong.
+    (tmp_path / "wanted").unlink()
+    kept.add(WINE.replace(b"wine", b"mono"))
+    assert watching._try_to_look() < kept.now + 0.1
+    (tmp_path / "wanted").touch()
+    watching._try_to_look()
     watching._try_to_look()
     (tmp_path / "wanted").unlink()
     kept.now += 100
@@ -124,6 +160,9 @@ def test_its_own_repairs_do_not_end_the_wait(kept: kernel.Table, watching: watch
         assert watching._wait(kept.now + 0.01) == 0
         watching._repairs_in_a_row = 0
         assert watching._wait(kept.now + 0.01) == signal.SIGIO
+        begun = time.perf_counter()
+        assert watching._wait(kept.now - 1) == 0
+        assert time.perf_counter() < begun + 0.5
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -144,17 +183,23 @@ def test_what_the_kernel_refuses(
 ) -> None:
     """It is said once, and tried again later and later."""
     kept.add(WINE)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), "/t/register")
+
     with monkeypatch.context() as context:
-
-        def fail(*_: object) -> None:
-            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), "/t/register")
-
         context.setattr(table, failing, fail)
         delays = [watching._try_to_look() - kept.now for _ in range(10)]
     assert delays == [2, 4, 8, 16, 32, 64, 64, 64, 64, 64]
     assert told == ["cannot change /t/register: Cannot allocate memory"]
     watching._try_to_look()
     assert kept.names[0] == "WSLInterop"
+    # After that, it is worth saying again.
+    watching._try_to_look()
+    kept.add(CLI)
+    monkeypatch.setattr(table, failing, fail)
+    assert watching._try_to_look() == kept.now + 2
+    assert len(told) == 3
 
 
 def test_a_note_that_cannot_be_written(
@@ -183,8 +228,13 @@ def test_the_table_switched_off(
         assert watching._try_to_look() == 0
     switched_on = True
     watching._try_to_look()
-    assert len(told) == 2
-    assert "`sudo wsl-binfmt restore` switches it on" in told[0]
+    assert told == [
+        (
+            "somebody has switched off the whole table (echo 0 >status), so that no Windows program starts: "
+            "`sudo wsl-binfmt restore` switches it on"
+        ),
+        "the table is switched on again",
+    ]
     assert kept.writes == []
 
 
@@ -223,16 +273,77 @@ def test_a_wipe(kept: kernel.Table, watching: watch.Watch) -> None:
     assert kept.names == ["WSLInterop"]
 
 
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_formats_that_were_lost(kept: kernel.Table, watching: watch.Watch, tmp_path: Path, is_wanted: bool) -> None:
+    """They are back a while after WSLInterop is, in a distro that wants the watch."""
+    kept.add(QEMU)
+    formats.note(formats.SERVICES[0], {"qemu-arm": (kept.get("qemu-arm").inode, QEMU)})
+    watching._try_to_look()
+    kept.formats.clear()
+    watching._try_to_look()
+    due = watching._try_to_look()
+    assert kept.now < due <= kept.now + formats.QUIET_MAX
+    assert kept.names == ["WSLInterop"]
+    kept.now = due
+    if not is_wanted:
+        (tmp_path / "wanted").unlink()
+    assert (watching._try_to_look() == due) is is_wanted
+    assert kept.names == (["qemu-arm", "WSLInterop"] if is_wanted else ["WSLInterop"])
+
+
+def test_formats_that_cannot_be_removed(
+    watching: watch.Watch, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is said of each service, and keeps none from being tried."""
+
+    def fail(_service: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(formats, "remove", fail)
+    watching._leave()
+    assert told == [f"cannot remove the formats of {service}: Input/output error" for service in formats.SERVICES]
+
+
+@pytest.mark.parametrize("command", ["touch a", "echo >>x", "rm x", "chmod 600 register"])
+def test_what_it_is_told_of(tmp_path: Path, command: str) -> None:
+    """Of every change of the table: an entry is added, written to or removed; and more than once."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, watch.SIGNALS)
+    directory = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.fcntl(directory, fcntl.F_NOTIFY, watch.CHANGES)
+        for _ in range(2):
+            for name in "register", "x":
+                (tmp_path / name).touch()
+            (tmp_path / "a").unlink(missing_ok=True)
+            while signal.sigtimedwait({signal.SIGIO}, 0):
+                pass
+            subprocess.run(command, shell=True, check=True, cwd=tmp_path)  # noqa: S602
+            assert signal.sigtimedwait({signal.SIGIO}, 1)
+    finally:
+        os.close(directory)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 @pytest.mark.parametrize("refusal", [errno.EINVAL, 0])
-def test_it_ends_with_sigterm(tmp_path: Path, refusal: int) -> None:
-    """As a process, on a directory in place of the table: it waits for changes, or polls, and ends."""
+def test_as_a_process(tmp_path: Path, refusal: int) -> None:
+    """On a directory in place of the table: it is up, waits for changes, or polls, and does what signals ask for."""
+    directory = tmp_path / "table"
+    directory.mkdir()
     for name in "register", "WSLInterop":
-        (tmp_path / name).write_bytes(b"enabled\ninterpreter /init\nflags: PF\noffset 0\nmagic 4d5a\n")
-    (tmp_path / "status").write_text("enabled\n")
+        (directory / name).write_bytes(b"enabled\ninterpreter /init\nflags: PF\noffset 0\nmagic 4d5a\n")
+    (directory / "status").write_text("enabled\n")
+    # Not one that matches Windows programs.
+    (tmp_path / "new").write_bytes(b"enabled\ninterpreter /x\nflags: \noffset 0\nmagic 7f454c46\n")
     program = f"""
-import fcntl, sys
-from wsl_binfmt import notes, table, watch
-table.DIRECTORY = notes.DIRECTORY = {str(tmp_path)!r}
+import fcntl, posix, sys
+from wsl_binfmt import formats, notes, table, watch
+table.DIRECTORY = {str(directory)!r}
+notes.DIRECTORY = {str(tmp_path / "notes")!r}
+formats.remove = lambda service: print("remove", service, flush=True)
+watch.POLL = 0.2
+posix.sched_setscheduler = lambda pid, policy, param: print(
+    "scheduler", pid, policy == posix.SCHED_RR, param.sched_priority, flush=True
+)
 if {refusal}:
     class Fcntl:
         F_NOTIFY = 1
@@ -247,24 +358,41 @@ watch.Watch._look = look
 watch.Watch(lambda message: print(message, file=sys.stderr)).run()
 print("end")
 """
-    with subprocess.Popen(
+    # Of both kinds that sd_notify(3) knows.
+    address = "\0" * (refusal == 0) + str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd, subprocess.Popen(
         [sys.executable, "-c", program],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={"PYTHONPATH": str(support.GENERATOR.parent)},
+        env={"PYTHONPATH": str(support.GENERATOR.parent), "NOTIFY_SOCKET": address.replace("\0", "@")},
     ) as process:
+        systemd.bind(address)
+        systemd.settimeout(support.TIMEOUT)
         assert process.stdout
-        assert process.stdout.readline() == "look\n"
-        begun = time.monotonic()
-        if not refusal:
-            time.sleep(0.1)
-            (tmp_path / "new").write_text("")
-        assert process.stdout.readline() == "look\n"
-        assert (time.monotonic() - begun > watch.POLL / 2) is bool(refusal)
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=support.TIMEOUT)
+        try:
+            assert process.stdout.readline() == "scheduler 0 True 1\n"
+            assert process.stdout.readline() == "look\n"
+            begun = time.monotonic()
+            assert systemd.recv(100) == b"READY=1"
+            if refusal:
+                assert [process.stdout.readline() for _ in range(4)] == ["look\n"] * 4
+                assert time.monotonic() > begun + 0.3
+            else:
+                time.sleep(0.5)
+                os.link(tmp_path / "new", directory / "new")
+                assert process.stdout.readline() == "look\n"
+            process.send_signal(signal.SIGUSR1)
+            lines: list[str] = []
+            while len(lines) < 2 or "remove" not in lines[-2]:
+                lines.append(process.stdout.readline())
+        finally:
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=support.TIMEOUT)
     assert process.returncode == 0
     assert out.endswith("end\n")
-    assert ("this kernel has no dnotify" in err) is bool(refusal)
-    assert fcntl.DN_MULTISHOT
+    # Without a change, it has not looked.
+    assert lines[-2:] == [f"remove {service}\n" for service in formats.SERVICES]
+    assert refusal or len(lines) == 2
+    told = "this kernel has no dnotify, CONFIG_DNOTIFY (Invalid argument): looking every second instead\n"
+    assert err == (told if refusal else "")

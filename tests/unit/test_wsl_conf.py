@@ -256,6 +256,13 @@ def compare(text: bytes) -> None:
 @example(b"[boot]\nprotectBinfmt=false\\")
 @example(b"[boot] protectBinfmt=false")
 @example(b"[boot]protectBinfmt=false")
+@example(b'a=x\\\\x\\"x\\bx\\nx\\tx')
+@example(b"Xa=1")
+@example(b"aX =1")
+@example(b"a= X1X")
+@example(b'a="1"X')
+@example(b'a="X1"')
+@example(b"[boot]X\nprotectBinfmt=0")
 @example(b"#\r[boot]\rprotectBinfmt=0\n[boot]#\nprotectBinfmt=0#")
 def test_differential(text: bytes) -> None:
     """The generator reads any text as the reference does."""
@@ -297,6 +304,7 @@ def test_what_is_written(text: bytes) -> None:
     ("text", "messages"),
     [
         (b"", []),
+        (b"[boot]\nprotectBinfmt=1\n[interop]\nenabled=TRUE\n", []),
         (b"[boot]\nprotectBinfmt=no\n", [f"2: boot.protectbinfmt {BAD_BOOLEAN}"]),
         (b"[boot]\nprotectBinfmt=no\nprotectBinfmt=maybe\n", [f"2: boot.protectbinfmt {BAD_BOOLEAN}"]),
         (b"\n\n[interop]\n\nenabled=\n", [f"5: interop.enabled {BAD_BOOLEAN}"]),
