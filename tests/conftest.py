@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 import bed
+import roots
 import support
 
 if TYPE_CHECKING:
@@ -107,3 +108,9 @@ def boot() -> Iterator[Callable[..., bed.Distro]]:
             return stack.enter_context(vm.distro(**options))
 
         yield do
+
+
+@pytest.fixture(scope="session", params=roots.SUITES)
+def root(request: pytest.FixtureRequest) -> Path:
+    """The root file system of a Debian suite."""
+    return roots.make(request.param)
