@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
 
-PACKAGING_TOOLS = ("dh", "dh_python3", "faketime", "lintian", "makepkg", "mandoc", "rpmbuild", "scdoc", "shellcheck")
+PACKAGING_TOOLS = (
+    "autopkgtest", "dh", "dh_python3", "faketime", "lintian", "makepkg", "mandoc", "mmdebstrap", "piuparts", "rpmbuild",
+    "scdoc", "shellcheck",
+)  # fmt: skip
 
 # A __pycache__ beside the generator would be installed with it.
 sys.dont_write_bytecode = True
