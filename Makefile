@@ -153,7 +153,7 @@ depends:
 
 # Everything below is for releases and packages.
 
-.PHONY: depends man dist deb rpm arch release check-packages
+.PHONY: depends man first-change dist deb rpm arch release check-packages
 
 RELEASE = wsl-binfmt-generator-$(VERSION)
 # The day of the release, so that what is built on any day is the same. It is not taken from the
@@ -162,7 +162,8 @@ RELEASED := $(shell date -u -d "$$(sed -n 's/^## .* (\(.*\))$$/\1/p' CHANGELOG.m
 # What this `make` was given, such as DESTDIR, is not for the one that a package runs.
 BUILD = env -u MAKEFLAGS -u MFLAGS
 DEB_DEPENDS = build-essential debhelper dh-python scdoc
-PACKAGING_DEPENDS = $(DEB_DEPENDS) faketime libarchive-tools lintian makepkg mandoc pacman-package-manager rpm shellcheck
+PACKAGING_DEPENDS = $(DEB_DEPENDS) autopkgtest faketime libarchive-tools lintian makepkg mandoc \
+	pacman-package-manager piuparts rpm shellcheck
 
 man: $(PAGES)
 
@@ -174,13 +175,21 @@ build/man/%: man/%.scd CHANGELOG.md generator/wsl-binfmt-generator
 	sed -E '/^\.TH /s/"[^"]*"/\U&/;:a;/^\.S[HS] /{n;/^\.PP?$$/d};/^\.PP?$$/{$$d;N;/\n\.(S[HS] |PP?$$)/{s/^[^\n]*\n//;ba};s/^(.*)\n(\.RE)$$/\2\n\1/;P;D}' $@.tmp >$@
 	rm $@.tmp
 
+first-change:
+	@grep -m 1 '^## ' CHANGELOG.md | grep -q '^## $(subst .,\.,$(VERSION)) (....-..-..)$$' || \
+		{ echo 'CHANGELOG.md does not begin with "## $(VERSION) (YYYY-MM-DD)"'; exit 1; }
+
 # Of a clone and of an unpacked release, it is the same: the version is in the packages' recipes.
-dist:
+# Distributions bring a debian/ of their own.
+dist: first-change
 	rm -rf build/dist
 	mkdir -p build/dist/$(RELEASE) dist
-	tar -c --exclude='./.*' --exclude=./build --exclude=./dist --exclude=__pycache__ . | tar -x -C build/dist/$(RELEASE)
+	tar -c --exclude='./.*' --exclude=./build --exclude=./debian --exclude=./dist --exclude=__pycache__ . | tar -x -C build/dist/$(RELEASE)
 	cd build/dist/$(RELEASE)/packaging && \
-		python3 -IS debian-changelog $(VERSION) <../CHANGELOG.md >debian/changelog && \
+		sed -n 's/^## \(.*\) (\(.*\))$$/\1 \2/p' ../CHANGELOG.md | while read -r version day; do \
+			printf 'wsl-binfmt-generator (%s-1) unstable; urgency=medium\n\n  * New upstream release.\n\n -- %s  %s\n\n' \
+				"$$version" "$$(sed -n 's/^Maintainer: //p' debian/control)" "$$(date -u -R -d "$$day")"; \
+		done | sed '$$d' >debian/changelog && \
 		sed -i 's/@VERSION@/$(VERSION)/' rpm/wsl-binfmt-generator.spec arch/PKGBUILD && \
 		sed -i -e '/^# include/{r takes-effect.sh' -e 'd}' arch/wsl-binfmt-generator.install
 	tar -c -C build/dist --sort=name --mtime=@$(RELEASED) --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX \
@@ -188,12 +197,13 @@ dist:
 
 deb: DEPENDS = $(DEB_DEPENDS)
 deb: depends dist
-	rm -rf build/deb dist/*.deb
+	rm -rf build/deb dist/*.deb dist/*.dsc dist/*.orig.tar.* dist/*.debian.tar.*
 	mkdir -p build/deb
-	tar -x -z -C build/deb -f dist/$(RELEASE).tar.gz
-	cp -r build/deb/$(RELEASE)/packaging/debian build/deb/$(RELEASE)/debian
+	cp dist/$(RELEASE).tar.gz build/deb/wsl-binfmt-generator_$(VERSION).orig.tar.gz
+	tar -x -p -z -C build/deb -f dist/$(RELEASE).tar.gz
+	cp -a build/deb/$(RELEASE)/packaging/debian build/deb/$(RELEASE)/debian
 	cd build/deb/$(RELEASE) && $(BUILD) dpkg-buildpackage --no-sign
-	cp build/deb/*.deb dist
+	cp build/deb/*.deb build/deb/*.dsc build/deb/*.tar.* dist
 
 # Not the distributions' own: rpm and makepkg of Debian do not know what is installed there.
 rpm: dist
@@ -202,8 +212,7 @@ rpm: dist
 	cp build/rpm/RPMS/noarch/*.rpm dist
 
 # What has to be true of a release, and what it consists of.
-release:
-	@[ "$$(sed -n 's/^## \([^ ]*\) .*/\1/p;T;q' CHANGELOG.md)" = $(VERSION) ] || { echo 'CHANGELOG.md does not begin with $(VERSION)'; exit 1; }
+release: first-change
 	@[ "$$(date -u +%Y-%m-%d)" = "$$(date -u -d @$(RELEASED) +%Y-%m-%d)" ] || { echo 'CHANGELOG.md has another day'; exit 1; }
 	@[ -z "$$(git status --porcelain)" ] || { echo 'there are changes that are not committed'; exit 1; }
 	@! git rev-parse --quiet --verify refs/tags/v$(VERSION) >/dev/null || { echo 'v$(VERSION) is there already'; exit 1; }
@@ -223,6 +232,6 @@ arch: dist
 		cp ./*.pkg.tar.* $(CURDIR)/dist
 
 # All three are built, and installed in distros; what they hold is compared.
-check-packages: DEPENDS = $(PACKAGING_DEPENDS)
+check-packages: DEPENDS = $(TEST_DEPENDS) $(PACKAGING_DEPENDS)
 check-packages: depends .venv/done
 	.venv/bin/python -B -m pytest -m packages tests/packages

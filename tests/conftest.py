@@ -13,13 +13,17 @@ import pytest
 from hypothesis import Phase, settings
 
 import bed
+import roots
 import support
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
 
-PACKAGING_TOOLS = ("dh", "dh_python3", "faketime", "lintian", "makepkg", "mandoc", "rpmbuild", "scdoc", "shellcheck")
+PACKAGING_TOOLS = (
+    "autopkgtest", "dh", "dh_python3", "faketime", "lintian", "makepkg", "mandoc", "mmdebstrap", "piuparts", "rpmbuild",
+    "scdoc", "shellcheck",
+)  # fmt: skip
 
 # A __pycache__ beside the generator would be installed with it.
 sys.dont_write_bytecode = True
@@ -110,3 +114,9 @@ def boot() -> Iterator[Callable[..., bed.Distro]]:
             return stack.enter_context(vm.distro(**options))
 
         yield do
+
+
+@pytest.fixture(scope="session", params=roots.SUITES)
+def root(request: pytest.FixtureRequest) -> Path:
+    """The root file system of a Debian suite."""
+    return roots.make(request.param)

@@ -100,7 +100,7 @@ def test_built_elsewhere_they_are_the_same(release: Path, tmp_path: Path, clone:
         path.mkdir()
         run("tar", "-x", "--strip-components=1", "-f", built(release, f"*-{VERSION}.tar.gz"), cwd=path)
     make(path, "deb", umask=0o077, env={**os.environ, "TZ": "Asia/Tokyo", "LC_ALL": "C.UTF-8"})
-    for pattern in "*.deb", f"*-{VERSION}.tar.gz":
+    for pattern in "*.deb", "*.dsc", f"*-{VERSION}.tar.gz":
         assert built(path, pattern).read_bytes() == built(release, pattern).read_bytes()
 
 
@@ -108,26 +108,38 @@ def test_built_on_another_day_they_are_the_same(release: Path, tmp_path: Path, c
     """Years later, all that the three packages install is the same, and so is all of the Debian one."""
     tree = clone(tmp_path / "tree")
     run("faketime", "2031-07-01 12:00:00", "make", "--silent", "-C", tree, "deb", "rpm", "arch")
-    for pattern in "*.deb", f"*-{VERSION}.tar.gz":
+    for pattern in "*.deb", "*.dsc", f"*-{VERSION}.tar.gz":
         assert built(tree, pattern).read_bytes() == built(release, pattern).read_bytes()
     for kind in "rpm", "arch":
         later, before = unpacked(tree, tmp_path / f"{kind}-later", kind), unpacked(release, tmp_path / kind, kind)
         assert files(later) == files(before)
 
 
-def test_the_deb_alone_is_built_by_the_usual_command(release: Path, tmp_path: Path) -> None:
-    """What a distribution does: a release, packaging/debian in its place, dpkg-buildpackage."""
-    run("tar", "-x", "-f", built(release, f"*-{VERSION}.tar.gz"), "-C", tmp_path)
-    (tree,) = tmp_path.iterdir()
-    shutil.copytree(tree / "packaging/debian", tree / "debian")
-    run("dpkg-buildpackage", "--no-sign", "--build=binary", cwd=tree)
-    (deb,) = tmp_path.glob("*.deb")
-    assert deb.read_bytes() == built(release, "*.deb").read_bytes()
+def test_the_source_package_alone_is_built_by_the_usual_command(release: Path, tmp_path: Path, make: Make) -> None:
+    """As a distribution does it, and again in the same tree; of that, the release is the same."""
+    tree = tmp_path / "tree"
+    run("dpkg-source", "--extract", built(release, "*.dsc"), tree)
+    shutil.copy(built(release, "*.orig.tar.gz"), tmp_path)
+    for _ in range(2):
+        run("dpkg-buildpackage", "--no-sign", cwd=tree)
+        for pattern in "*.deb", "*.dsc":
+            (path,) = tmp_path.glob(pattern)
+            assert path.read_bytes() == built(release, pattern).read_bytes()
+            path.unlink()
+    make(tree, "dist")
+    assert built(tree, "*.tar.gz").read_bytes() == built(release, "*.orig.tar.gz").read_bytes()
 
 
-def test_lintian_has_nothing_to_say(release: Path) -> None:
+# Of Debian 12's lintian, which is older than the Policy that the package follows. That has no
+# init scripts any more, 6.3.
+OUTDATED = "newer-standards-version,package-supports-alternative-init-but-no-init.d-script"
+
+
+def test_lintian_has_nothing_to_say(release: Path, tmp_path: Path) -> None:
     (changes,) = (release / "build/deb").glob("*.changes")
-    assert run("lintian", "--allow-root", "--pedantic", "--display-info", changes) == ""
+    options = "--allow-root", "--pedantic", "--display-info", f"--suppress-tags={OUTDATED}"
+    # It leaves files behind.
+    assert run("lintian", *options, changes, env={**os.environ, "TMPDIR": str(tmp_path)}) == ""
 
 
 def test_overrides_are_explained() -> None:
@@ -146,7 +158,7 @@ def test_uninstall(tmp_path: Path, make: Make) -> None:
 
 
 def test_the_version_is_the_same_in_all(release: Path, tmp_path: Path) -> None:
-    assert run("dpkg-deb", "--field", built(release, "*.deb"), "Version") == f"{VERSION}\n"
+    assert run("dpkg-deb", "--field", built(release, "*.deb"), "Version") == f"{VERSION}-1\n"
     assert run("rpm", f"--dbpath={tmp_path}", "-qp", "--queryformat=%{VERSION}", built(release, "*.rpm")) == VERSION
     assert built(release, "*.pkg.tar.*").name.startswith(f"wsl-binfmt-generator-{VERSION}-1-any.")
     for page in "wsl-binfmt-generator.8", "wsl-binfmt.1":

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import bed
+import roots
 from checks import eventually, right
 
 if TYPE_CHECKING:
@@ -224,6 +225,51 @@ def test_in_a_chroot_without_systemd(vm: bed.Vm, boot: Boot, deb: Path, next_deb
     assert vm.names() == entries
 
 
+def test_policy_rc_d_is_asked(vm: bed.Vm, boot: Boot, deb: Path) -> None:
+    """Where it forbids to start services, the installation starts none; the generator is run."""
+    policy = "#!/bin/sh\necho $* >>/tmp/asked\nexit 101\n"
+    distro = boot(vm, files={"/usr/sbin/policy-rc.d": policy})
+    lose(vm)
+    refused = f"policy-rc.d forbids to start {GUARD}\npolicy-rc.d forbids to restart {WATCH}\n"
+    assert dpkg(distro, "--install", deb) == refused
+    assert distro.systemctl("is-active", GUARD, WATCH, check=False).split() == ["inactive", "inactive"]
+    assert "/50-wsl-binfmt.conf" in services(distro)
+    assert "WSLInterop" not in vm.names()
+    assert distro.run("cat", "/tmp/asked") == f"{GUARD} start\n{WATCH} restart\n"
+    distro.write("/usr/sbin/policy-rc.d", policy.replace("101", "104"))
+    distro.run("dpkg-reconfigure", PACKAGE)
+    assert distro.systemctl("is-active", GUARD, WATCH).split() == ["active", "active"]
+    assert right(vm)
+    script(distro, "goes-away")
+
+
+# Of what the package depends on: a directory of debconf, and what usrmerge writes on Debian 11.
+LEFT_BY_OTHERS = "/var/cache/debconf/tmp.ci/", "/etc/shells"
+
+
+def test_piuparts(tmp_path: Path, root: Path, first_deb: Path, deb: Path) -> None:
+    """An upgrade from the first release, removal and purge leave the root of a suite as it was."""
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    shutil.copy(first_deb, archive)
+    with open(archive / "Packages", "wb") as index:
+        subprocess.run(["dpkg-scanpackages", "."], cwd=archive, stdout=index, stderr=subprocess.DEVNULL, check=True)
+    done = subprocess.run(
+        [
+            "piuparts", f"--distribution={root.name.partition('-')[0]}", f"--mirror={roots.MIRROR} main",
+            f"--existing-chroot={root}", f"--bindmount={archive}",
+            f"--extra-repo=deb [trusted=yes] file://{archive} ./",
+            "--no-check-valid-until", "--no-install-purge-test", *(f"--ignore={path}" for path in LEFT_BY_OTHERS), deb,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "PASS: Installation, upgrade and purging tests." in done.stdout
+
+
 IN_A_ROOT = """
 mount --make-rprivate /
 mount -t tmpfs tmpfs "$1"
@@ -238,33 +284,27 @@ mount -t tmpfs tmpfs root/tmp
 # Of the test bed, for one on a machine.
 mkdir root/run/lock
 mount --bind /run/lock root/run/lock
-cp -r "$2" root/root/tree
-cp -r "$2/packaging/debian" root/root/tree/debian
-cp "$3" root/root/package.deb
+cp "$2"/dist/*.dsc "$2"/dist/*_* root/root
 # Not chroot: nsenter(1), in the test bed, goes to the root of the mounts.
 cd root
 mkdir old
 pivot_root . old
 umount -l old
 rmdir old
-cd /root/tree
-dpkg --install /root/package.deb
-exec debian/tests/in-a-distro "${@:4}"
+cd /root
+exec autopkgtest --no-built-binaries ./*.deb ./*.dsc -- null
 """
 
 
-def test_the_autopkgtest(tmp_path: Path, release: Path, deb: Path) -> None:
-    """As autopkgtest does, in a root of its own that has the package installed."""
-    (command,) = re.findall(
-        r"^Test-Command: debian/tests/in-a-distro (.*)$", (SCRIPTS / "control").read_text(), re.MULTILINE
-    )
-    arguments = [str(tmp_path), str(release), str(deb), *command.split()]
+def test_the_autopkgtest(tmp_path: Path, release: Path) -> None:
+    """Of the source package, in a root of its own."""
     done = subprocess.run(
-        ["unshare", "--mount", "bash", "-ec", IN_A_ROOT, "-", *arguments],
+        ["unshare", "--mount", "bash", "-ec", IN_A_ROOT, "-", tmp_path, release],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout
-    assert "debian/tests/goes-away:" in done.stdout
+    summary = re.findall(r"^(\S+) +(PASS|FAIL|SKIP)", done.stdout.rpartition(" summary")[2], re.MULTILINE)
+    # No systemd runs in that root, which `elsewhere` is about.
+    assert summary == [("wsl", "PASS"), ("not-wsl", "SKIP")], done.stdout

@@ -398,8 +398,10 @@ class Distro:
         os.setxattr(units, "trusted.overlay.opaque", b"y")
         for unit in MASKED:
             (units / unit).symlink_to("/dev/null")
-        # In case the machine around it is a container: a whiteout, overlayfs(5).
-        os.mknod(layer / ".dockerenv", stat.S_IFCHR, os.makedev(0, 0))
+        # In case the machine around it is a container: whiteouts, overlayfs(5).
+        (layer / "usr/sbin").mkdir(parents=True)
+        for path in ".dockerenv", "usr/sbin/policy-rc.d":
+            os.mknod(layer / path, stat.S_IFCHR, os.makedev(0, 0))
         (units / "default.target").symlink_to("/usr/lib/systemd/system/multi-user.target")
         files = {
             "/etc/fstab": "",

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import glob
 import os
-import shutil
 import subprocess
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 import bed
 from checks import BEFORE_THE_WATCH, eventually, quiet, right
+from roots import SUITES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,41 +22,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.system
 
-# Of Debian's suites: the version of systemd in them. 252 is that of the machine around. Between 257 and 262 there is
-# none in the archive, and none of Ubuntu, which has 255 and 259.
-SUITES = {"bullseye": 247, "bookworm-backports": 254, "trixie": 257, "sid": 262}
 # Those on which systemd-binfmt.service fails if it may not empty the table, WSL#41226.
 FAILS_WHEN_REFUSED = 252, 254, 257
-PACKAGES = "systemd systemd-sysv python3-minimal dbus binfmt-support"
-MIRROR = "http://deb.debian.org/debian"
-# As debootstrap, and so WSL's images, have had it since buster; later suites do it themselves.
-MERGED_USR = {"bullseye": ["--setup-hook=/usr/share/mmdebstrap/hooks/merged-usr/setup00.sh"]}
-
-
-@pytest.fixture(scope="session", params=SUITES)
-def root(request: pytest.FixtureRequest) -> Path:
-    """The root file system of a Debian suite, made once on a machine; that of sid, which moves on, once a day."""
-    path: Path = bed.TREE / "build" / "roots" / request.param
-    if request.param == "sid" and path.exists() and path.stat().st_ctime < time.time() - 24 * 3600:
-        shutil.rmtree(path)
-    if not path.exists():
-        unfinished = path.with_suffix(".unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.parent.mkdir(parents=True, exist_ok=True)
-        suite, is_backport, _ = request.param.partition("-backports")
-        packages, sources = PACKAGES, [f"deb {MIRROR} {suite} main"]
-        if is_backport:
-            names = f"{PACKAGES} libsystemd0 libsystemd-shared".split()
-            packages = " ".join(f"{name}/{request.param}" if "systemd" in name else name for name in names)
-            sources.append(f"deb {MIRROR} {request.param} main")
-        # sid's and old suites' lists may be older than they say they may be.
-        subprocess.run(
-            ["mmdebstrap", "--variant=minbase", f"--include={packages.replace(' ', ',')}",
-             '--aptopt=Acquire::Check-Valid-Until "false"', *MERGED_USR.get(suite, ()), suite, unfinished, *sources],
-            check=True,
-        )  # fmt: skip
-        unfinished.rename(path)
-    return path
 
 
 def version(root: Path) -> int:
