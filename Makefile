@@ -7,7 +7,7 @@ PREFIX = /usr
 # Whether `install` compiles the modules; a package may do so at its installation.
 COMPILE = yes
 
-.PHONY: help install uninstall demo shell test check check-kernels check-pythons faults bench pictures fuzz mutants
+.PHONY: help install uninstall demo shell test unit check check-kernels check-pythons faults bench pictures fuzz mutants
 
 help:
 	@echo 'make demo            see it work'
@@ -110,6 +110,11 @@ mutants: .venv/done
 	$(REQUIREMENTS) mutants | .venv/bin/pip install --quiet --requirement /dev/stdin
 	.venv/bin/python -B tests/mutants.py $(FILES)
 
+# Without what `make` installs for `test`: for packages, and for other Pythons. Linting is for none of them.
+PYTHON = python3
+unit:
+	$(PYTHON) -B -m pytest -qq -p no:cacheprovider tests/unit --ignore=tests/unit/test_lint.py
+
 SUITES =
 check-kernels: DEPENDS = $(TEST_DEPENDS) qemu-system-x86 kmod busybox-static debian-archive-keyring
 check-kernels: depends .venv/done
@@ -130,7 +135,7 @@ REQUIREMENTS = /usr/bin/python3 -c 'import sys, tomllib; \
 	$(REQUIREMENTS) tests lint pictures | .venv/bin/pip install --quiet --requirement /dev/stdin
 	touch $@
 
-# The unit tests on every Python from 3.8 that this machine has. Linting is for one of them.
+# The unit tests on every Python from 3.8 that this machine has.
 PYTHONS = $(wildcard /usr/bin/python3.[0-9] /usr/bin/python3.[0-9][0-9] $(HOME)/.pyenv/versions/3.*/bin/python3)
 check-pythons:
 	@for python in $(PYTHONS); do \
@@ -139,7 +144,7 @@ check-pythons:
 		echo "Python $$version"; venv=build/pythons/$$version; \
 		[ -x $$venv/bin/pytest ] || { $$python -m venv $$venv && \
 			$(REQUIREMENTS) tests | $$venv/bin/pip install --quiet --requirement /dev/stdin; } && \
-		$$venv/bin/python -B -m pytest -qq -p no:cacheprovider tests/unit --ignore=tests/unit/test_lint.py || exit 1; \
+		$(MAKE) --no-print-directory unit PYTHON=$$venv/bin/python || exit 1; \
 	done
 
 # Installs DEPENDS on Debian, where it can; what is missing then is said by what needs it.
@@ -156,6 +161,8 @@ depends:
 .PHONY: depends man first-change dist deb rpm arch release check-packages
 
 RELEASE = wsl-binfmt-generator-$(VERSION)
+# Of this tree's public home, for the recipes of the packages; there is none yet.
+URL =
 # The day of the release, so that what is built on any day is the same. It is not taken from the
 # environment: makepkg sets SOURCE_DATE_EPOCH to the time of the build.
 RELEASED := $(shell date -u -d "$$(sed -n 's/^## .* (\(.*\))$$/\1/p' CHANGELOG.md | head -n 1)" +%s)
@@ -163,7 +170,7 @@ RELEASED := $(shell date -u -d "$$(sed -n 's/^## .* (\(.*\))$$/\1/p' CHANGELOG.m
 BUILD = env -u MAKEFLAGS -u MFLAGS
 DEB_DEPENDS = build-essential debhelper dh-python scdoc
 PACKAGING_DEPENDS = $(DEB_DEPENDS) autopkgtest faketime libarchive-tools lintian makepkg mandoc \
-	pacman-package-manager piuparts rpm shellcheck
+	pacman-package-manager piuparts rpm rpmlint shellcheck
 
 man: $(PAGES)
 
@@ -190,7 +197,9 @@ dist: first-change
 			printf 'wsl-binfmt-generator (%s-1) unstable; urgency=medium\n\n  * New upstream release.\n\n -- %s  %s\n\n' \
 				"$$version" "$$(sed -n 's/^Maintainer: //p' debian/control)" "$$(date -u -R -d "$$day")"; \
 		done | sed '$$d' >debian/changelog && \
-		sed -i 's/@VERSION@/$(VERSION)/' rpm/wsl-binfmt-generator.spec arch/PKGBUILD && \
+		sed -i -e 's/@VERSION@/$(VERSION)/' -e '$(if $(URL),s|@URL@|$(URL)|,/@URL@/d)' -e '/^%changelog/,$${/^%/!d}' \
+			rpm/wsl-binfmt-generator.spec arch/PKGBUILD && \
+		python3 -IS rpm/changelog <../CHANGELOG.md >>rpm/wsl-binfmt-generator.spec && \
 		sed -i -e '/^# include/{r takes-effect.sh' -e 'd}' arch/wsl-binfmt-generator.install
 	tar -c -C build/dist --sort=name --mtime=@$(RELEASED) --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX \
 		$(RELEASE) | gzip -9 -n >dist/$(RELEASE).tar.gz
@@ -226,10 +235,11 @@ arch: dist
 	rm -rf build/arch dist/*.pkg.tar.*
 	mkdir -p build/arch
 	cp build/dist/$(RELEASE)/packaging/arch/* dist/$(RELEASE).tar.gz build/arch
+	sed -i "s/SKIP/$$(sha256sum <dist/$(RELEASE).tar.gz | cut -d ' ' -f 1)/" build/arch/PKGBUILD
 	set -e; at=$$(mktemp -d); trap 'rm -rf "$$at"' EXIT; cp build/arch/* "$$at"; cd "$$at"; \
 		user=; [ "$$(id -u)" != 0 ] || { chown -R nobody "$$at"; user='setpriv --reuid=nobody --clear-groups'; }; \
-		HOME=$$at $(BUILD) $$user makepkg --nodeps; \
-		cp ./*.pkg.tar.* $(CURDIR)/dist
+		HOME=$$at $(BUILD) $$user makepkg --nodeps --nocheck; \
+		cp PKGBUILD *.install ./*.pkg.tar.* $(CURDIR)/dist
 
 # All three are built, and installed in distros; what they hold is compared.
 check-packages: DEPENDS = $(TEST_DEPENDS) $(PACKAGING_DEPENDS)

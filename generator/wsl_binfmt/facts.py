@@ -126,7 +126,7 @@ class Facts:
         wanted = within(DEADLINE, lambda: generator.output(self.conf.protect, self.conf.interop))
         self.wanted: dict[str, str] = wanted or {}
         self.written = {path: _read_generated(path) for path in self.wanted}
-        self.masked_by = next((path for path in _overriding_generators() if os.path.lexists(path)), None)
+        self.masked_by = next(filter(os.path.lexists, _overriding_generators()), None)
 
         self.mounts = read_mounts()
         self.table_mount = top_mount(self.mounts, table.DIRECTORY)
@@ -324,7 +324,9 @@ def parse_journal(said: str | None, is_root: bool) -> list[Message] | None:
 
 
 def _overriding_generators() -> list[str]:
-    return [f"{directory}/{os.path.basename(GENERATOR)}" for directory in GENERATORS_FIRST]
+    paths = [f"{directory}/{os.path.basename(GENERATOR)}" for directory in GENERATORS_FIRST]
+    # Of another PREFIX, the generator itself is there, or a link to it.
+    return [path for path in paths if os.path.realpath(path) != os.path.realpath(GENERATOR)]
 
 
 def _read_generated(path: str) -> str | None:

@@ -23,9 +23,13 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def clone() -> Clone:
     """Copy what a clone would have to a new directory; returns that."""
+    # Golden machines have hidden files, too.
+    made = {path.name for path in bed.TREE.glob(".*")} | {"build", "dist"}
+
+    def ignore(directory: str, _: list[str]) -> set[str]:
+        return {"__pycache__"} | (made if directory == str(bed.TREE) else set())
 
     def do(target: Path) -> Path:
-        ignore = shutil.ignore_patterns(".*", "build", "dist", "__pycache__")
         shutil.copytree(bed.TREE, target, symlinks=True, ignore=ignore)
         return target
 

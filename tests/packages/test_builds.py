@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
 import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -42,13 +44,13 @@ def built(release: Path, pattern: str) -> Path:
 def files(directory: Path) -> dict[str, tuple[int, bytes]]:
     """Mode and content of the files of a package, by path, but for what each has of its own.
 
-    That is its documentation, what Debian has for lintian and dh_python3, compiled
-    modules (Debian compiles at installation) and compression.
+    That is its documentation, what Debian has for lintian and dh_python3 and Arch for pacman, compiled
+    modules (`make install` has them, packages compile at the installation) and compression.
     """
     result = {}
     for path in sorted(directory.rglob("*")):
         name = str(path.relative_to(directory))
-        own = re.match(r"\.|usr/share/(doc|licenses|lintian|python3)/", name) or name.endswith(".pyc")
+        own = re.match(r"\.|usr/share/(doc|libalpm|licenses|lintian|python3)/", name) or name.endswith(".pyc")
         if path.is_file() and not own:
             content = run("gzip", "-dc", path) if name.endswith(".gz") else path.read_text()
             # Debian's zsh has a directory for packages.
@@ -85,9 +87,7 @@ def test_nothing_where_it_must_not_be(release: Path, tmp_path: Path) -> None:
         assert [path.name for path in (directory / "usr/lib/systemd/system-generators").iterdir()] == [
             "wsl-binfmt-generator"
         ]
-        modules = [*(directory / "usr/lib/wsl-binfmt-generator/wsl_binfmt").glob("*.py")]
-        compiled = [*(directory / "usr/lib/wsl-binfmt-generator").rglob("*.pyc")]
-        assert len(compiled) == (0 if kind == "deb" else len(modules))
+        assert not [*directory.rglob("*.pyc")]
 
 
 @pytest.mark.parametrize("tree", ["clone", "release"])
@@ -140,6 +140,68 @@ def test_lintian_has_nothing_to_say(release: Path, tmp_path: Path) -> None:
     options = "--allow-root", "--pedantic", "--display-info", f"--suppress-tags={OUTDATED}"
     # It leaves files behind.
     assert run("lintian", *options, changes, env={**os.environ, "TMPDIR": str(tmp_path)}) == ""
+
+
+# What rpmlint may say of the recipe and of the packages, and why it is so.
+RPMLINT = {
+    "dangerous-command-in-%filetrigger rm": "compiled modules",
+    "dangerous-command-in-%post rm": "compiled modules; what version 0.1.0 has left in /run",
+    "dangerous-command-in-%postun rm": "/run/wsl-binfmt",
+    "dangerous-command-in-%preun rm": "compiled modules",
+    "hardcoded-library-path": "systemd, of any architecture, has its own in /usr/lib, and so does this",
+    "invalid-license MIT": "an SPDX identifier; Debian's rpmlint knows of no licence",
+    "invalid-url Source0:": "nothing is published yet",
+    "manpage-not-compressed bz2": "Debian's rpmbuild leaves them as they are, a distribution's compresses them",
+    "no-buildroot-tag": "for rpm before 4.6",
+    "no-group-tag": "neither Fedora nor openSUSE wants it",
+    "no-manual-page-for-binary wsl-binfmt": "it looks for a compressed one",
+    "no-packager-tag": "who builds it sets it",
+    "no-signature": "who publishes it signs it",
+    "no-url-tag": "nothing is published yet",
+    "only-non-binary-in-usr-lib": "as hardcoded-library-path",
+}
+
+
+def test_rpmlint_has_nothing_else_to_say(release: Path) -> None:
+    spec = release / f"build/dist/wsl-binfmt-generator-{VERSION}/packaging/rpm/wsl-binfmt-generator.spec"
+    packages = [*(release / "build/rpm/SRPMS").iterdir(), built(release, "*.rpm")]
+    done = subprocess.run(["rpmlint", spec, *packages], stdout=subprocess.PIPE, text=True, check=False)
+    said = re.findall(r"^\S+: [EW]: (.*)$", done.stdout, re.MULTILINE)
+    assert [line for line in said if not line.startswith(tuple(RPMLINT))] == []
+    assert [known for known in RPMLINT if not any(line.startswith(known) for line in said)] == []
+
+
+def test_the_rpm_can_be_tested_when_it_is_built(release: Path, tmp_path: Path) -> None:
+    """Where what the unit tests need is packaged, as it is in the environment of this test."""
+    said = run(
+        "rpmbuild", "-ta", "--nodeps", "--with=check", f"--define=_topdir {tmp_path}",
+        f"--define=__python3 {sys.executable}", built(release, f"*-{VERSION}.tar.gz"),
+    )  # fmt: skip
+    assert f"+ make unit PYTHON={sys.executable}\n" in said
+    assert "warning:" not in said
+
+
+@pytest.mark.parametrize("url", ["", "https://example.org/w"])
+def test_the_recipes_are_complete(release: Path, tmp_path: Path, clone: Clone, make: Make, url: str) -> None:
+    """What is left to put in is put in, and the address if there is one."""
+    tree = clone(tmp_path / "tree") if url else release
+    if url:
+        make(tree, "arch", f"URL={url}")
+    recipe = built(tree, "PKGBUILD").read_text()
+    digest = hashlib.sha256(built(tree, f"*-{VERSION}.tar.gz").read_bytes()).hexdigest()
+    assert f"sha256sums=({digest})\n" in recipe
+    spec = (tree / f"build/dist/wsl-binfmt-generator-{VERSION}/packaging/rpm/wsl-binfmt-generator.spec").read_text()
+    assert re.findall("^url=.*$", recipe, re.MULTILINE) == ([f"url='{url}'"] if url else [])
+    assert re.findall("^URL: *(.*)$", spec, re.MULTILINE) == ([url] if url else [])
+    for text in recipe, spec, built(tree, "*.install").read_text():
+        assert not re.search("@[A-Z]+@|SKIP|# include", text)
+
+
+def test_the_changelog_is_in_the_rpm(release: Path, tmp_path: Path) -> None:
+    said = run("rpm", f"--dbpath={tmp_path}", "-qp", "--changelog", built(release, "*.rpm"))
+    versions = re.findall(r"^\* \w+ \w+ \d+ \d+ The .* - (.*)-1$", said, re.MULTILINE)
+    assert versions == re.findall(r"^## (\S+) ", (bed.TREE / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert versions[0] == VERSION
 
 
 def test_overrides_are_explained() -> None:
