@@ -149,7 +149,6 @@ RPMLINT = {
     "dangerous-command-in-%postun rm": "/run/wsl-binfmt",
     "dangerous-command-in-%preun rm": "compiled modules",
     "hardcoded-library-path": "systemd, of any architecture, has its own in /usr/lib, and so does this",
-    "invalid-license MIT": "an SPDX identifier; Debian's rpmlint knows of no licence",
     "invalid-url Source0:": "nothing is published yet",
     "manpage-not-compressed bz2": "Debian's rpmbuild leaves them as they are, a distribution's compresses them",
     "no-buildroot-tag": "for rpm before 4.6",
@@ -162,10 +161,15 @@ RPMLINT = {
 }
 
 
-def test_rpmlint_has_nothing_else_to_say(release: Path) -> None:
+def test_rpmlint_has_nothing_else_to_say(release: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "rpmlint.toml"
+    # Debian's knows of no licence; and which words a spelling checker knows depends on the machine.
+    settings.write_text('ValidLicenses = ["MIT"]\nUseEnchant = false\n')
     spec = release / f"build/dist/wsl-binfmt-generator-{VERSION}/packaging/rpm/wsl-binfmt-generator.spec"
     packages = [*(release / "build/rpm/SRPMS").iterdir(), built(release, "*.rpm")]
-    done = subprocess.run(["rpmlint", spec, *packages], stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        ["rpmlint", "--config", settings, spec, *packages], stdout=subprocess.PIPE, text=True, check=False
+    )
     said = re.findall(r"^\S+: [EW]: (.*)$", done.stdout, re.MULTILINE)
     assert [line for line in said if not line.startswith(tuple(RPMLINT))] == []
     assert [known for known in RPMLINT if not any(line.startswith(known) for line in said)] == []
