@@ -23,6 +23,7 @@ NO_BINFMT_D_OF_USR = {f"/etc/binfmt.d/{path.name}": "" for path in Path("/usr/li
 # miss a change, and poll a second later, they would be about a thousand.
 BEFORE_THE_WATCH = 100
 
+
 def eventually(condition: Callable[[], object], seconds: float = 5) -> float:
     """Wait until `condition` holds; returns how long that took, in seconds of a real machine."""
     start = time.monotonic()

@@ -86,8 +86,11 @@ echo "exit status $?"
 def kernel(suite: str) -> Path:
     """The kernel of a suite, fetched if it is not there yet."""
     directory = KERNELS / suite
-    if not (directory / "root/lib").exists():
-        subprocess.run(["sh", "-c", FETCH, "sh", directory, suite], check=True)
+    if not directory.exists():
+        unfinished = directory.with_suffix(".unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        subprocess.run(["sh", "-c", FETCH, "sh", unfinished, suite], check=True)
+        unfinished.rename(directory)
     return next((directory / "root/boot").glob("vmlinuz-*"))
 
 
@@ -101,6 +104,8 @@ def make_root() -> None:
     options = f"--quiet --python-version={ROOT_PYTHON} --only-binary=:all: --upgrade --target={modules}"
     subprocess.run([VENV / "pip", "install", *options.split(), *requirements], check=True)
     directory = KERNELS / "root"
+    # Of a run that was ended.
+    shutil.rmtree(directory, ignore_errors=True)
     unfinished = ROOT.with_suffix(".unfinished")
     subprocess.run(
         ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES.replace(' ', ',')}",
@@ -108,6 +113,7 @@ def make_root() -> None:
          ROOT_SUITE, directory],
         check=True,
     )  # fmt: skip
+    unfinished.unlink(missing_ok=True)
     subprocess.run(["truncate", "--size=2G", unfinished], check=True)
     subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", directory, unfinished], check=True)
     shutil.rmtree(directory)
