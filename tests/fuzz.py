@@ -141,6 +141,7 @@ def main(target: str, seconds: str) -> None:
     for number, seed in enumerate(seeds):
         (corpus / f"seed-{number}").write_bytes(seed)
     (BUILD / "binfmt.d").mkdir(exist_ok=True)
+    # To mypy, how many there are is part of the type.
     formats.BINFMT_D = (str(BUILD / "binfmt.d"),)  # type: ignore[assignment]
     functions = [function for module in modules for function in vars(module).values()]
     for function in [*functions, check, make]:

@@ -317,6 +317,7 @@ def test_what_it_is_told_of(tmp_path: Path, command: str) -> None:
             (tmp_path / "a").unlink(missing_ok=True)
             while signal.sigtimedwait({signal.SIGIO}, 0):
                 pass
+            # The shell is for the commands above.
             subprocess.run(command, shell=True, check=True, cwd=tmp_path)  # noqa: S602
             assert signal.sigtimedwait({signal.SIGIO}, 1)
     finally:
