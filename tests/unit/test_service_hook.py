@@ -85,6 +85,14 @@ def test_starting(hook: Hook) -> None:
     }
 
 
+@pytest.mark.parametrize(("status", "is_whole"), [(0, True), (1, True), (2, False)])
+def test_listing(hook: Hook, status: int, is_whole: bool) -> None:
+    """An entry that is removed while ls(1) lists it makes that exit with 1, and is not there; 2 is serious trouble."""
+    hook.write("ls", f"#!/bin/sh\necho '7 WSLInterop'\necho '? gone'\nexit {status}\n")
+    hook.run("starting")
+    assert (hook.at / f"run/{SERVICE}.before").read_text().endswith("end\n") is is_whole
+
+
 def test_starting_while_disabled(hook: Hook) -> None:
     """The stand-in is disabled, too."""
     hook.write("table/WSLInterop", WSL.replace("enabled", "disabled"))
