@@ -99,6 +99,52 @@ def test_wrong_from_the_first(
     assert watch.Watch(told.append)._try_to_look() == kept.now + 2
 
 
+@pytest.mark.parametrize(
+    ("repairs", "failure", "is_up"),
+    [
+        (0, "", True),
+        (1, "", False),
+        (watch.IN_A_ROW_MAX, "", False),
+        (watch.IN_A_ROW_MAX + 1, "", True),
+        (1, "x", True),
+    ],
+)
+def test_when_it_is_up(
+    watching: watch.Watch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, repairs: int, failure: str, is_up: bool
+) -> None:
+    """When it finds nothing wrong, or cannot help it."""
+
+    def look() -> float:
+        watching._repairs_in_a_row, watching._failure = repairs, failure
+        return 0.0
+
+    monkeypatch.setattr(watching, "_try_to_look", look)
+    assert ups(watching, monkeypatch, tmp_path) == is_up
+
+
+def test_it_is_not_up_after_a_repair(
+    kept: kernel.Table, told: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It looks again first."""
+    kept.add(WINE)
+    assert ups(watch.Watch(told.append), monkeypatch, tmp_path) == 0
+
+
+def ups(watching: watch.Watch, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> int:
+    """Run it for one look; returns how often it has told systemd that it is up."""
+    told_systemd: list[bool] = []
+    monkeypatch.setattr(table, "DIRECTORY", str(tmp_path))
+    monkeypatch.setattr("posix.sched_setscheduler", lambda *_: None)
+    monkeypatch.setattr(watch, "_tell_systemd_that_it_is_up", lambda: told_systemd.append(True))
+    monkeypatch.setattr(watching, "_wait", lambda _due: signal.SIGTERM)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    try:
+        watching.run()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return len(told_systemd)
+
+
 def test_somebody_undoes_each_repair(kept: kernel.Table, watching: watch.Watch) -> None:
     """The machine is not kept busy with it."""
     for number in range(watch.IN_A_ROW_MAX):
