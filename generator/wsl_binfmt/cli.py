@@ -197,7 +197,8 @@ def restore(*, dry_run: bool) -> int:
         if leftovers:
             _tell(f"{leftovers} was left behind: " + ("would be removed" if dry_run else "removed"))
         has_done = has_done or bool(wrong or leftovers)
-        if dry_run or not known.look(table.entries()).held_until:
+        left = known.look(table.entries())
+        if dry_run or not (left.held_until or left.leftovers):
             break
         if time.monotonic() > end:
             return command.tell("others hold stand-ins all the time, WSLInterop is left to them", FAILS)

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -151,6 +152,22 @@ def test_after_a_change(wsl: kernel.Table, action: str) -> None:
     assert wsl.names == ["wine", STAND_IN, "WSLInterop"]
     assert command.run([action, SERVICE, STAND_IN]) == 0
     assert wsl.names == ["WSLInterop", "wine"]
+
+
+@pytest.mark.parametrize("tenths", range(1, 12))
+def test_a_stand_in_that_was_left(wsl: kernel.Table, monkeypatch: pytest.MonkeyPatch, tenths: int) -> None:
+    """It is removed, whichever look finds it old enough. tenths: of a second from one look at the clock to the next."""
+    wsl.add(interop.rule(STAND_IN))
+
+    def monotonic() -> float:
+        wsl.now += tenths / 10
+        return wsl.now
+
+    monkeypatch.setattr(time, "monotonic", monotonic)
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(cli, "RESTORE_MAX", 100.0)
+    assert command.run(["restore"]) == 0
+    assert wsl.names == ["WSLInterop"]
 
 
 def test_not_mounted(wsl: kernel.Table, capfd: Captured, tmp_path: Path) -> None:
