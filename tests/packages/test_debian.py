@@ -15,6 +15,7 @@ import pytest
 import bed
 import roots
 from checks import eventually, right
+from managers import MANAGERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,19 +25,11 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.packages, pytest.mark.system]
 
+DPKG = MANAGERS["dpkg"]
 PACKAGE = "wsl-binfmt-generator"
 GUARD = "proc-sys-fs-binfmt_misc-status.mount"
 WATCH = "wsl-binfmt.service"
 SCRIPTS = bed.TREE / "packaging/debian/tests"
-# What dpkg itself says of an installation, an upgrade and a removal.
-DPKG_SAYS = (
-    "Selecting previously", "(Reading database", "Preparing to unpack", "Unpacking ", "Setting up ", "Removing ",
-    "Purging configuration", "Processing triggers for man-db", "dpkg: warning: downgrading",
-    # See the fixture `boot`.
-    "Not building database;",
-    # systemd of Debian 12 has its own in /lib/systemd/system-generators, which is the same.
-    "dpkg: warning: while removing wsl-binfmt-generator, directory '/usr/lib/systemd/system-generators' not empty",
-)  # fmt: skip
 
 
 def dpkg(distro: bed.Distro, *args: str | Path) -> str:
@@ -48,8 +41,7 @@ def dpkg(distro: bed.Distro, *args: str | Path) -> str:
             shutil.copy(arg, target)
             arg = f"/tmp/{target.name}"
         packages.append(arg)
-    printed = distro.run("dpkg", *packages)
-    return "".join(line for line in printed.splitlines(keepends=True) if not line.startswith(DPKG_SAYS))
+    return DPKG.beside_its_own(distro.run("dpkg", *packages))
 
 
 def script(distro: bed.Distro, name: str) -> str:
@@ -217,7 +209,7 @@ def test_in_a_chroot_without_systemd(vm: bed.Vm, boot: Boot, deb: Path, next_deb
         ["--purge", PACKAGE],
     ):
         printed = distro.run("chroot", "/mnt", "dpkg", *arguments)
-        assert [line for line in printed.splitlines() if not line.startswith(DPKG_SAYS)] == []
+        assert DPKG.beside_its_own(printed) == ""
         if arguments[0] == "--install":
             assert distro.path("/usr/lib/wsl-binfmt-generator/wsl_binfmt/__pycache__").exists()
     assert not distro.path("/usr/lib/wsl-binfmt-generator").exists()

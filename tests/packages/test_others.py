@@ -6,12 +6,13 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest
 
 import bed
 from checks import right
+from managers import MANAGERS, MODULES, Manager, compiled_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,24 +23,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.packages, pytest.mark.system]
 
 GOES_AWAY = (bed.TREE / "packaging/debian/tests/goes-away").read_text()
-MODULES = "/usr/lib/wsl-binfmt-generator/wsl_binfmt"
 UNITS = "proc-sys-fs-binfmt_misc-status.mount", "wsl-binfmt.service"
-
-
-class Manager(NamedTuple):
-    """How a package manager is used where it has installed nothing else."""
-
-    packages: str
-    install: tuple[str, ...]
-    remove: tuple[str, ...]
-
-
-RPM = "rpm", "--force-debian", "--nodeps"
-PACMAN = "pacman", "--noconfirm", "--nodeps", "--nodeps"
-MANAGERS = {
-    "rpm": Manager("*.noarch.rpm", (*RPM, "--upgrade"), (*RPM, "--erase")),
-    "pacman": Manager("*.pkg.tar.*", (*PACMAN, "--upgrade", "--overwrite=*"), (*PACMAN, "--remove")),
-}
 # What two hooks do that come with Arch's systemd.
 HOOK = """\
 [Trigger]
@@ -62,7 +46,7 @@ HOOKS = {
 }
 
 
-@pytest.mark.parametrize("name", MANAGERS)
+@pytest.mark.parametrize("name", ["rpm", "pacman"])
 def test_it_comes_is_upgraded_and_goes(
     any_vm: bed.Vm, boot: Boot, release: Path, next_release: Path, name: str
 ) -> None:
@@ -94,7 +78,7 @@ def test_it_comes_is_upgraded_and_goes(
     assert not distro.path(MODULES).parent.exists()
 
 
-@pytest.mark.parametrize("name", MANAGERS)
+@pytest.mark.parametrize("name", ["rpm", "pacman"])
 def test_another_python_comes(
     vm: bed.Vm, boot: Boot, release: Path, next_release: Path, tmp_path: Path, name: str
 ) -> None:
@@ -116,18 +100,6 @@ def test_another_python_comes(
     assert compiled_for(distro) == "cpython-399"
     distro.run(*manager.remove, "wsl-binfmt-generator")
     assert not distro.path(MODULES).parent.exists()
-
-
-def compiled_for(distro: bed.Distro) -> str:
-    """The Python that all modules are compiled for, which takes them, and for which nothing else is."""
-    modules = {path.stem for path in distro.path(MODULES).glob("*.py")}
-    names = [path.name.split(".") for path in distro.path(f"{MODULES}/__pycache__").iterdir()]
-    assert sorted(name for name, _, _ in names) == sorted(modules)
-    (tag,) = {tag for _, tag, _ in names}
-    said = distro.run("/usr/bin/python3", "-v", "-BIS", "/usr/bin/wsl-binfmt", "--version")
-    assert f"code object from '{MODULES}/__pycache__/command.{tag}.pyc'" in said
-    assert f"code object from {MODULES}/" not in said
-    return tag
 
 
 def python_package(directory: Path, name: str, version: str, program: str) -> Path:

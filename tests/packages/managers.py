@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: MIT
+"""The package managers, and what all packages have in common once they are installed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import bed
+
+MODULES = "/usr/lib/wsl-binfmt-generator/wsl_binfmt"
+
+
+class Manager(NamedTuple):
+    """How a package manager is used where it has installed nothing else."""
+
+    packages: str
+    install: tuple[str, ...]
+    remove: tuple[str, ...]
+    # How the lines begin that it prints itself.
+    says: tuple[str, ...]
+
+    def beside_its_own(self, printed: str) -> str:
+        """The lines of what was printed that are not its own."""
+        return "".join(line for line in printed.splitlines(keepends=True) if not line.startswith((*self.says, "\n")))
+
+
+DPKG_SAYS = (
+    "Selecting previously", "(Reading database", "Preparing to unpack", "Unpacking ", "Setting up ", "Removing ",
+    "Purging configuration", "Processing triggers for man-db", "dpkg: warning: downgrading",
+    # See the fixture `boot`.
+    "Not building database;",
+    # systemd of Debian 12 has its own in /lib/systemd/system-generators, which is the same.
+    "dpkg: warning: while removing wsl-binfmt-generator, directory '/usr/lib/systemd/system-generators' not empty",
+)  # fmt: skip
+PACMAN_SAYS = (
+    "loading packages...", "looking for conflicting packages...", "Packages (1) ", "Total Installed Size: ",
+    ":: Proceed with installation? ", "checking ", "loading package files...", ":: Processing package changes...",
+    "installing wsl-binfmt-generator...", ":: Running post-transaction hooks...",
+)  # fmt: skip
+RPM = "rpm", "--force-debian", "--nodeps"
+PACMAN = "pacman", "--noconfirm", "--nodeps", "--nodeps"
+MANAGERS = {
+    "dpkg": Manager("*.deb", ("dpkg", "--install"), ("dpkg", "--purge"), DPKG_SAYS),
+    "rpm": Manager("*.noarch.rpm", (*RPM, "--upgrade"), (*RPM, "--erase"), ()),
+    "pacman": Manager("*.pkg.tar.*", (*PACMAN, "--upgrade", "--overwrite=*"), (*PACMAN, "--remove"), PACMAN_SAYS),
+}
+
+
+def compiled_for(distro: bed.Distro) -> str:
+    """The Python that all modules are compiled for, which takes them, and for which nothing else is."""
+    modules = {path.stem for path in distro.path(MODULES).glob("*.py")}
+    names = [path.name.split(".") for path in distro.path(f"{MODULES}/__pycache__").iterdir()]
+    assert sorted(name for name, _, _ in names) == sorted(modules)
+    (tag,) = {tag for _, tag, _ in names}
+    said = distro.run("/usr/bin/python3", "-v", "-BIS", "/usr/bin/wsl-binfmt", "--version")
+    assert f"code object from '{MODULES}/__pycache__/command.{tag}.pyc'" in said
+    assert f"code object from {MODULES}/" not in said
+    return tag
