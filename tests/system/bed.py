@@ -199,6 +199,7 @@ class Distro:
         installed: bool = True,
         files: Mapping[str, str] | None = None,
         root: Path = Path("/"),
+        layers: Sequence[Path] = (),
         environment: Mapping[str, str] = WSL_ENVIRONMENT,
         kernel: str = "",
         init: bool = True,
@@ -208,7 +209,7 @@ class Distro:
 
         installed: whether it has what `make install` installs.
         files: text of files, by path; a link for a text of "-> TARGET".
-        root: the root file system under it.
+        root: the root file system under it. layers: of an overlay, over that; the uppermost first.
         environment: of systemd. kernel: its release, if not the true one.
         init: whether it has a /init. wait: whether to wait until it is up.
         """
@@ -216,6 +217,7 @@ class Distro:
         self.installed = installed
         self.files = dict(files or {})
         self.root = root
+        self.layers = layers
         self.environment = environment
         self.kernel = kernel
         self.init = init
@@ -231,7 +233,7 @@ class Distro:
             self.cgroup = self.vm.cgroup / self.directory.name
             self.cgroup.mkdir()
             stack.callback(remove_cgroup, self.cgroup)
-            layers = [layer, *([self.vm.tree] if self.installed else []), self.root]
+            layers = [layer, *([self.vm.tree] if self.installed else []), *self.layers, self.root]
             protection = {"2.9": "status-read-only", "read-only": "table-read-only"}.get(self.vm.generation, "")
             if "protectBinfmt=false" in self.files.get("/etc/wsl.conf", ""):
                 protection = ""
