@@ -36,10 +36,11 @@ ZSH_COMPLETION = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 
 # Where a page goes, by its section.
 man_dir = $(DESTDIR)$(PREFIX)/share/man/man$(subst .,,$(suffix $(1)))
-# What `uninstall` removes of what `install` puts there.
+# What `uninstall` removes: what `install` puts there, and did in version 0.1.0.
 INSTALLED = $(LIB)/systemd/system-generators/wsl-binfmt-generator $(DESTDIR)$(PREFIX)/bin/wsl-binfmt $(LIB)/wsl-binfmt-generator \
 	$(UNITS:units/%=$(LIB)/systemd/system/%) $(BASH_COMPLETION)/wsl-binfmt $(ZSH_COMPLETION)/_wsl-binfmt \
-	$(foreach page,$(PAGES),$(call man_dir,$(page))/$(notdir $(page)))
+	$(foreach page,$(PAGES),$(call man_dir,$(page))/$(notdir $(page))) \
+	$(foreach unit,restore.path restore.service recheck.service recheck.timer,$(LIB)/systemd/system/wsl-binfmt-$(unit))
 
 install: $(if $(SCDOC),$(PAGES))
 	install -D -m 755 -t $(LIB)/systemd/system-generators generator/wsl-binfmt-generator
@@ -61,13 +62,13 @@ install: $(if $(SCDOC),$(PAGES))
 		$(UNITS:units/%=$(LIB)/systemd/system/%) \
 		$(if $(SCDOC),$(DESTDIR)$(PREFIX)/share/man/man?/wsl-binfmt*)
 ifeq ($(COMPILE),yes)
-	/usr/bin/python3 -m compileall -q $(if $(DESTDIR),-s '$(DESTDIR)' -p /) $(LIB)/wsl-binfmt-generator
+	/usr/bin/python3 -m compileall -q -d $(PREFIX)/lib/wsl-binfmt-generator $(LIB)/wsl-binfmt-generator
 endif
 	$(if $(SCDOC),,@echo 'The man pages are left out: they take scdoc.')
 
 # What a package does, too, when it is removed.
 uninstall:
-	. packaging/takes-effect.sh; $(if $(DESTDIR),,wsl_binfmt_goes;) rm -rf $(INSTALLED) $(if $(DESTDIR),,; wsl_binfmt_is_gone)
+	. packaging/takes-effect.sh; $(if $(DESTDIR),,wsl_binfmt_goes;) rm -rf $(INSTALLED) $(if $(DESTDIR),,&& wsl_binfmt_is_gone)
 
 # What boots in the test bed is an overlay of this machine's root.
 BED_DEPENDS = python3 systemd systemd-sysv dbus binfmt-support gcc libc6-dev util-linux
@@ -110,10 +111,11 @@ mutants: .venv/done
 	$(REQUIREMENTS) mutants | .venv/bin/pip install --quiet --requirement /dev/stdin
 	.venv/bin/python -B tests/mutants.py $(FILES)
 
-# Without what `make` installs for `test`: for packages, and for other Pythons. Linting is for none of them.
+# Without what `make` installs for `test`: for packages, and for other Pythons. Linting is for none of them, and
+# warnings of newer libraries are no reason for a package not to be built.
 PYTHON = python3
 unit:
-	$(PYTHON) -B -m pytest -qq -p no:cacheprovider tests/unit --ignore=tests/unit/test_lint.py
+	$(PYTHON) -B -m pytest -qq -W default -p no:cacheprovider tests/unit --ignore=tests/unit/test_lint.py
 
 SUITES =
 check-kernels: DEPENDS = $(TEST_DEPENDS) qemu-system-x86 kmod busybox-static debian-archive-keyring
@@ -214,10 +216,11 @@ deb: depends dist
 	cd build/deb/$(RELEASE) && $(BUILD) dpkg-buildpackage --no-sign
 	cp build/deb/*.deb build/deb/*.dsc build/deb/*.tar.* dist
 
-# Not the distributions' own: rpm and makepkg of Debian do not know what is installed there.
+# rpm and makepkg of Debian do not know what is installed there.
+NODEPS = $(if $(shell command -v dpkg-query),--nodeps)
 rpm: dist
 	rm -rf build/rpm dist/*.rpm
-	$(BUILD) rpmbuild -ta --nodeps --define '_topdir $(CURDIR)/build/rpm' dist/$(RELEASE).tar.gz
+	$(BUILD) rpmbuild -ta $(NODEPS) --define '_topdir $(CURDIR)/build/rpm' dist/$(RELEASE).tar.gz
 	cp build/rpm/RPMS/noarch/*.rpm dist
 
 # What has to be true of a release, and what it consists of.
@@ -238,7 +241,7 @@ arch: dist
 	sed -i "s/SKIP/$$(sha256sum <dist/$(RELEASE).tar.gz | cut -d ' ' -f 1)/" build/arch/PKGBUILD
 	set -e; at=$$(mktemp -d); trap 'rm -rf "$$at"' EXIT; cp build/arch/* "$$at"; cd "$$at"; \
 		user=; [ "$$(id -u)" != 0 ] || { chown -R nobody "$$at"; user='setpriv --reuid=nobody --clear-groups'; }; \
-		HOME=$$at $(BUILD) $$user makepkg --nodeps --nocheck; \
+		HOME=$$at $(BUILD) $$user makepkg $(NODEPS) --nocheck; \
 		cp PKGBUILD *.install ./*.pkg.tar.* $(CURDIR)/dist
 
 # All three are built, and installed in distros; what they hold is compared.

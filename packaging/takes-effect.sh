@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: MIT
 # shellcheck shell=sh
 # What a package does to the running system. This is part of the scripts of every package, which
-# call one of the three functions. Where no systemd runs, as in a chroot or an image that is being
-# built, there is nothing to do. What fails here is said, and is no reason for a package to be
+# call one of the three functions. What fails here is said, and is no reason for a package to be
 # neither installed nor removed: the next boot sets it right.
+
+# Whether there is a running system to change. A chroot, such as an image that is being built, may
+# have the /run of the system around it; dpkg --root sets DPKG_ROOT.
+wsl_binfmt_is_running() {
+        [ -d /run/systemd/system ] && [ ! "${DPKG_ROOT-}" ] && ! systemd-detect-virt --quiet --chroot 2>/dev/null
+}
 
 # After installation, and after an upgrade. What the generator has written is its decision about
 # this system: nothing, if it is not WSL. The units are static, so "enable" does not apply.
 wsl_binfmt_takes_effect() {
-        [ -d /run/systemd/system ] || return 0
+        wsl_binfmt_is_running || return 0
         # Runs the generator.
         systemctl daemon-reload || return 0
         [ -h /run/systemd/generator/sysinit.target.wants/proc-sys-fs-binfmt_misc-status.mount ] || return 0
@@ -29,7 +34,7 @@ wsl_binfmt_takes_effect() {
 
 # Before removal, not before an upgrade: the guard and the watch stay up through that.
 wsl_binfmt_goes() {
-        [ -d /run/systemd/system ] || return 0
+        wsl_binfmt_is_running || return 0
         systemctl stop 'wsl-binfmt.servic[e]' || :
         # WSL 2.8.9 and later have a guard of their own in that place, which is not ours to lift. The
         # source of a bind mount is "//deleted" once an upgrade has replaced it.
@@ -46,7 +51,7 @@ wsl_binfmt_goes() {
 
 # After removal.
 wsl_binfmt_is_gone() {
-        [ -d /run/systemd/system ] || return 0
+        wsl_binfmt_is_running || return 0
         # The drop-ins go with the generator. systemd-binfmt.service is not restarted: without them it
         # would remove WSLInterop.
         systemctl daemon-reload || :

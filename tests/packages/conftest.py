@@ -63,13 +63,19 @@ FIRST = "1be7a17"
 
 
 @pytest.fixture(scope="session")
-def first_deb(tmp_path_factory: pytest.TempPathFactory, make: Make) -> Path:
-    """The Debian package of version 0.1.0, from the history of this tree."""
+def first_release(tmp_path_factory: pytest.TempPathFactory, make: Make) -> Path:
+    """As `release`, of version 0.1.0, from the history of this tree."""
     tree = tmp_path_factory.mktemp("first")
     archive = subprocess.run(["git", "-C", bed.TREE, "archive", FIRST], check=True, stdout=subprocess.PIPE)
     subprocess.run(["tar", "-x", "-C", tree], check=True, input=archive.stdout)
-    make(tree, "deb")
-    (path,) = (tree / "dist").glob("*.deb")
+    make(tree, "deb", "rpm", "arch")
+    return tree
+
+
+@pytest.fixture(scope="session")
+def first_deb(first_release: Path) -> Path:
+    """The Debian package of version 0.1.0."""
+    (path,) = (first_release / "dist").glob("*.deb")
     return path
 
 

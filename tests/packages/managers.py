@@ -47,6 +47,14 @@ MANAGERS = {
 }
 
 
+def assert_that_the_first_release_is_gone(distro: bed.Distro) -> None:
+    """Its units have been stopped, which this one has no use for, and its notes are gone."""
+    units = distro.systemctl("list-units", "--all", "--plain", "--no-legend", "wsl-binfmt*")
+    assert {line.split()[0] for line in units.splitlines()} == {"wsl-binfmt.service", "wsl-binfmt-boot.service"}
+    assert distro.systemctl("is-active", "wsl-binfmt.service").strip() == "active"
+    assert {name[:10] for name in distro.run("ls", "/run/wsl-binfmt").split()} <= {"WSLInterop"}
+
+
 def compiled_for(distro: bed.Distro) -> str:
     """The Python that all modules are compiled for, which takes them, and for which nothing else is."""
     modules = {path.stem for path in distro.path(MODULES).glob("*.py")}

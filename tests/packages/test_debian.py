@@ -15,7 +15,7 @@ import pytest
 import bed
 import roots
 from checks import eventually, right
-from managers import MANAGERS
+from managers import MANAGERS, assert_that_the_first_release_is_gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -116,7 +116,6 @@ def test_upgrade_without_a_failed_launch(any_vm: bed.Vm, boot: Boot, deb: Path, 
 
 
 def test_upgrade_from_the_first_release(any_vm: bed.Vm, boot: Boot, first_deb: Path, deb: Path) -> None:
-    """Its units are stopped, which the new one has no use for, and its notes are gone."""
     distro = boot(any_vm, files={"/etc/binfmt.d/wine.conf": ":wine:M::MZ::/bin/true:\n"})
     dpkg(distro, "--install", first_deb)
     distro.systemctl("restart", "systemd-binfmt.service")
@@ -125,9 +124,7 @@ def test_upgrade_from_the_first_release(any_vm: bed.Vm, boot: Boot, first_deb: P
         assert dpkg(distro, "--install", deb) == ""
     assert launches.count > 100
     assert launches.failed == 0
-    units = distro.systemctl("list-units", "--all", "--plain", "--no-legend", "wsl-binfmt*")
-    assert {line.split()[0] for line in units.splitlines()} == {WATCH, "wsl-binfmt-boot.service"}
-    assert {name[:10] for name in distro.run("ls", "/run/wsl-binfmt").split()} <= {"WSLInterop"}
+    assert_that_the_first_release_is_gone(distro)
     assert right(any_vm)
     script(distro, "takes-effect")
     assert distro.systemctl("is-system-running").strip() == "running"
@@ -194,13 +191,20 @@ def test_on_another_machine_nothing_happens(vm: bed.Vm, boot: Boot, deb: Path) -
     assert vm.names() == before[0]
 
 
-def test_in_a_chroot_without_systemd(vm: bed.Vm, boot: Boot, deb: Path, next_deb: Path) -> None:
-    """As in an image that is being built; the distro around it, whose root it is, notices nothing."""
+@pytest.mark.parametrize("has_run", ["its own", "that of the distro"])
+def test_in_a_chroot(vm: bed.Vm, boot: Boot, deb: Path, next_deb: Path, has_run: str) -> None:
+    """As in an image that is being built; the distro around it, whose /usr, /etc and /var it has, notices nothing."""
     distro = boot(vm)
     entries = vm.names()
     shutil.copy(deb, distro.path("/root/1.deb"))
     shutil.copy(next_deb, distro.path("/root/2.deb"))
-    distro.shell("mount --bind / /mnt; mount -t tmpfs tmpfs /mnt/run; mount -t tmpfs tmpfs /mnt/tmp")
+    shared = "usr etc var dev proc root" + ("" if has_run == "its own" else " run")
+    distro.shell(
+        "mkdir /run/wsl-binfmt; mount -t tmpfs tmpfs /mnt; "
+        "cd /mnt; mkdir tmp run; cp -P /bin /sbin /lib* .; touch init; "
+        f"for name in {shared}; do mkdir -p $name; mount --rbind /$name $name; done; mount --bind /init init"
+    )
+    before = distro.shell("find /run ! -path '/run/systemd/journal/*' -printf '%p %T@\\n' | sort")
     for arguments in (
         ["--install", "/root/1.deb"],
         ["--install", "/root/2.deb"],
@@ -213,7 +217,9 @@ def test_in_a_chroot_without_systemd(vm: bed.Vm, boot: Boot, deb: Path, next_deb
         if arguments[0] == "--install":
             assert distro.path("/usr/lib/wsl-binfmt-generator/wsl_binfmt/__pycache__").exists()
     assert not distro.path("/usr/lib/wsl-binfmt-generator").exists()
-    assert not any(distro.path("/mnt/run").iterdir())
+    if has_run == "its own":
+        assert not any(distro.path("/mnt/run").iterdir())
+    assert distro.shell("find /run ! -path '/run/systemd/journal/*' -printf '%p %T@\\n' | sort") == before
     assert vm.names() == entries
 
 

