@@ -145,7 +145,8 @@ def test_lintian_has_nothing_to_say(release: Path, tmp_path: Path) -> None:
 # What rpmlint may say of the recipe and of the packages, and why it is so.
 RPMLINT = {
     "dangerous-command-in-%filetrigger rm": "compiled modules",
-    "dangerous-command-in-%post rm": "compiled modules; what version 0.1.0 has left in /run",
+    "dangerous-command-in-%post rm": "what version 0.1.0 has left in /run",
+    "dangerous-command-in-%posttrans rm": "compiled modules",
     "dangerous-command-in-%postun rm": "/run/wsl-binfmt",
     "dangerous-command-in-%preun rm": "compiled modules",
     "hardcoded-library-path": "systemd, of any architecture, has its own in /usr/lib, and so does this",
@@ -158,6 +159,7 @@ RPMLINT = {
     "no-signature": "who publishes it signs it",
     "no-url-tag": "nothing is published yet",
     "only-non-binary-in-usr-lib": "as hardcoded-library-path",
+    "postin-without-ghost-file-creation": "%posttrans makes it",
 }
 
 
