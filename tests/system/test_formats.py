@@ -75,6 +75,27 @@ def test_a_rule_that_is_gone(any_vm: Vm, boot: Boot) -> None:
     assert "y" in any_vm.names()
 
 
+def test_the_last_rule_is_gone(any_vm: Vm, boot: Boot) -> None:
+    """A restart does not start the service if there is no file, or only a hidden one or a backup."""
+    distro = boot(any_vm, files={X: X_RULE})
+    eventually(lambda: quiet(distro))
+    assert "x" in any_vm.names()
+    distro.shell(f"mount -t tmpfs tmpfs /usr/lib/binfmt.d; rm {X}")
+    distro.systemctl("restart", SERVICE)
+    assert distro.systemctl("is-active", SERVICE, check=False).strip() == "inactive"
+    assert "x" not in any_vm.names()
+    assert right(any_vm)
+    distro.write(X, X_RULE)
+    distro.systemctl("restart", SERVICE)
+    assert distro.systemctl("is-active", SERVICE).strip() == "active"
+    assert "x" in any_vm.names()
+    for name in ".hidden.conf", "x.conf~":
+        distro.write(f"/etc/binfmt.d/{name}", X_RULE)
+    distro.path(X).unlink()
+    distro.systemctl("restart", SERVICE)
+    assert "x" not in any_vm.names()
+
+
 def test_of_a_start_that_failed(any_vm: Vm) -> None:
     """Formats beside a refused rule stay as long as the distro, and no longer."""
     with any_vm.distro(files={**OURS, "/etc/binfmt.d/bad.conf": ":bad:M::\n"}) as distro:

@@ -60,10 +60,13 @@ def hook(tmp_path: Path) -> Hook:
         ("/init ]", "init ]"),
         ("/etc/systemd/system", "etc"),
         ("/run/systemd/system", "runtime"),
+        ("/etc /run /usr/local/lib /usr/lib /lib;", "lib;"),
     ):
         assert path in text
         text = text.replace(path, f"{tmp_path}/{name}")
     (tmp_path / "run").mkdir()
+    (tmp_path / "lib/binfmt.d").mkdir(parents=True)
+    (tmp_path / "lib/binfmt.d/x.conf").touch()
     made = Hook(tmp_path)
     made.write("service-hook", text)
     made.write("init", "#!")
@@ -190,3 +193,16 @@ def test_stopped(hook: Hook, notes: list[str], job: str, asked: str) -> None:
         hook.write(f"run/{note}", "")
     expected = f"{asked} {SERVICE} {STAND_IN}" if asked else ""
     assert hook.run("stopped", jobs=f" 102 {SERVICE} {job} running" if job else "") == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "asked"), [([], "stopped"), (["x.conf~", ".x.conf"], "stopped"), ([".x.conf", "x"], "")]
+)
+def test_a_restart_that_systemd_skips(hook: Hook, files: list[str], asked: str) -> None:
+    """No start follows, which would compare: ConditionDirectoryNotEmpty=, for which only some files count."""
+    (hook.at / "lib/binfmt.d/x.conf").unlink()
+    for name in files:
+        hook.write(f"lib/binfmt.d/{name}", "")
+    hook.write(f"run/{SERVICE}.formats", "")
+    expected = f"{asked} {SERVICE} {STAND_IN}" if asked else ""
+    assert hook.run("stopped", jobs=f" 102 {SERVICE} restart running") == expected
