@@ -190,8 +190,11 @@ def restore(*, dry_run: bool) -> int:
     end = time.monotonic() + RESTORE_MAX
     while True:
         finding = known.look(table.entries())
-        leftovers = ", ".join(facts.stale_stand_ins(facts.read_entries()) if dry_run else finding.leftovers)
+        stale = facts.stale_stand_ins(facts.read_entries()) if dry_run else finding.leftovers
         wrong = finding.fault if dry_run else known.repair()
+        # One that still answers in place of an entry that outranks WSLInterop stays until that is replaced.
+        kept = {} if dry_run else table.entries()
+        leftovers = ", ".join(name for name in stale if name not in kept)
         if wrong:
             _tell(f"{wrong}: would be restored" if dry_run else f"{wrong}: restored")
         if leftovers:

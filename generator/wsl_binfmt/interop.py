@@ -183,7 +183,8 @@ class Interop:
     def _bridge(self, finding: Finding) -> None:
         """Make WSL answer, and leave WSLInterop to whoever holds a stand-in."""
         if finding.fault and not finding.is_answered():
-            self._register_stand_in()
+            newest = self._register_stand_in()
+            self._remove(name for name in finding.leftovers if name != newest)
         elif finding.is_answered(without=finding.leftovers):
             self._remove(finding.leftovers)
         if finding.enabled_anew:
@@ -196,7 +197,8 @@ class Interop:
             # Somebody may have disabled it since the look.
             wsl = table.read(NAME)
             self.disabled = self.disabled or (wsl is not None and not wsl.enabled)
-            table.remove(NAME)
+            if finding.fault != MISSING:
+                table.remove(NAME)
             table.register(rule(NAME))
         if self.disabled and (finding.enabled_anew or finding.fault):
             self._disable()

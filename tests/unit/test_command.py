@@ -170,6 +170,25 @@ def test_a_stand_in_that_was_left(wsl: kernel.Table, monkeypatch: pytest.MonkeyP
     assert wsl.names == ["WSLInterop"]
 
 
+def test_a_stand_in_that_is_still_needed(wsl: kernel.Table, capfd: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service holds one, and that of the watch answers: it is said once that it was removed, when it was."""
+    wsl.add(interop.rule(STAND_IN))
+    wsl.add(b":wine:M::MZ::/usr/bin/wine:")
+    wsl.add(interop.rule(interop.stand_in()))
+
+    def sleep(_seconds: float) -> None:
+        wsl.now += 0.1
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    assert command.run(["restore"]) == 0
+    assert wsl.names == ["WSLInterop", "wine"]
+    said = capfd.readouterr().out.splitlines()
+    assert [line.partition(" was left behind")[0] for line in said] == [
+        "wine outranks WSLInterop: restored",
+        f"{interop.stand_in()}, {STAND_IN}",
+    ]
+
+
 def test_not_mounted(wsl: kernel.Table, capfd: Captured, tmp_path: Path) -> None:
     """Without a table there is nothing to do."""
     (tmp_path / "register").unlink()

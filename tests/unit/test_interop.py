@@ -272,7 +272,29 @@ def test_race(formats: kernel.Table) -> None:
 def test_nothing_more_than_a_registration(formats: kernel.Table) -> None:
     """Where nothing answers, a stand-in would be of no use."""
     Interop().repair()
-    assert formats.writes == [("WSLInterop", b"-1"), ("register", kernel.WSL)]
+    assert formats.writes == [("register", kernel.WSL)]
+
+
+def test_missing_when_it_was_looked_at(formats: kernel.Table) -> None:
+    """Another distro's watch has registered it since: that is right, and answers all the time."""
+    known = Interop()
+    finding = known.look(table.entries())
+    formats.add(kernel.WSL)
+    theirs = formats.get("WSLInterop").inode
+    known.repair(finding)
+    assert formats.get("WSLInterop").inode == theirs
+
+
+def test_two_services_at_once(formats: kernel.Table) -> None:
+    """Nothing is left of their stand-ins, nor of ours, also if nobody looks again."""
+    held = [interop.STAND_IN + "1", interop.STAND_IN + "2"]
+    formats.add(kernel.WSL)
+    for name in held:
+        formats.add(interop.rule(name))
+    formats.add(CLI)
+    for name in held:
+        Interop(release=[name]).repair()
+    assert formats.names == ["WSLInterop", "cli"]
 
 
 def test_it_was_never_there(formats: kernel.Table) -> None:
