@@ -18,15 +18,19 @@ from wsl_binfmt import interop, notes, table
 
 TYPE_CHECKING = False  # in place of that of `typing`, whose import takes long
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Dict, Tuple
 
-    # By the entry's name: the inode of its registration, and the rule to register it again.
+    # By the entry's name, in the order in which they were registered: the inode of the registration, and the rule
+    # to register it again. The inode is 0 where it is not known that this distro's registration is the one that
+    # is there: the watch registers it again.
     Formats = Dict[str, Tuple[int, bytes]]
 
 # systemd's order: a file hides those of the same name in later directories.
 BINFMT_D = "/etc/binfmt.d", "/run/binfmt.d", "/usr/local/lib/binfmt.d", "/usr/lib/binfmt.d", "/lib/binfmt.d"
 UPDATE_BINFMTS = "/var/lib/binfmts"
+# Links that systemd makes, each to the invocation ID of a unit.
+INVOCATIONS = "/run/systemd/units/invocation:"
 FILE_MAX = 1 << 20  # bytes
 # Whoever wiped the table may be about to register formats of the same names, and would fail if they
 # were there. So they are brought back when nothing has changed for a while.
@@ -78,7 +82,6 @@ def has_started(service: str) -> bool:
 def note_start(service: str, *, failed: bool = False) -> None:
     """Note what a service has registered, once it has started; remove what it does not register any more.
 
-    An entry whose inode is another one than before was registered by the start.
     Does nothing if that start has been noted already, or goes on. failed: the
     start has failed, so there is no list of the entries after it, and those of
     now are taken. Raises OSError.
@@ -89,27 +92,69 @@ def note_start(service: str, *, failed: bool = False) -> None:
             return
         # A start that ended has registered all its rules anew, whatever was there before.
         before = before or {}
+        was_wiped = after is not None and _was_wiped(before, after)
         entries = table.entries()
         after = entries if after is None else after
         known = rules(service)
-        formats = {}
-        for name, inode in after.items():
-            if name in known and before.get(name) != inode:
-                rule = known[name] or _rule_of_entry(name)
-                if rule:
-                    formats[name] = inode, rule
+        registered = _registered(known, before, after)
+        if was_wiped:
+            registered.update({name: (0, rule) for name, rule in known.items() if rule and name not in after})
+        kept = {}
         for name, (inode, rule) in noted(service).items():
             if name in known:
                 # Not registered by this start. If the entry is there, the start failed before it came to that rule;
                 # if not, the kernel has refused the rule.
-                if name in after:
-                    formats.setdefault(name, (inode, rule))
+                if name not in registered and (name in after or was_wiped):
+                    kept[name] = inode if name in after else 0, rule
             elif entries.get(name) == inode:
                 table.remove(name)
-        note(service, formats)
+        note(service, {**kept, **registered})
         # In this order: for service-hook, a list of after means a start that is not noted yet.
         notes.forget(f"{service}.before")
         notes.forget(f"{service}.after")
+
+
+def _registered(known: "dict[str, bytes]", before: "dict[str, int]", after: "dict[str, int]") -> "Formats":
+    """Tell what a start has registered: of its rules, `known`, the entries whose inode is another one than before.
+
+    If another distro's service was at it at the same time, they may be that one's.
+    """
+    others = _others_hold(before) or _others_hold(after)
+    registered: "Formats" = {}
+    # The newest is listed first.
+    for name, inode in reversed(list(after.items())):
+        if name in known and before.get(name) != inode:
+            rule = known[name] or _rule_of_entry(name)
+            if rule:
+                registered[name] = 0 if others else inode, rule
+    return registered
+
+
+def _others_hold(names: "Iterable[str]") -> bool:
+    """Whether another distro's service was about to change the table: it held one of these stand-ins."""
+    own = {interop.STAND_IN + id_ for id_ in map(_invocation, SERVICES)}
+    return any(
+        name.startswith(interop.STAND_IN) and not name.startswith(interop.stand_in()) and name not in own
+        for name in names
+    )
+
+
+def _was_wiped(before: "dict[str, int]", after: "dict[str, int]") -> bool:
+    """Whether the table was wiped during a start: nothing is left of what was there, nor its stand-in."""
+    entries = {name: inode for name, inode in before.items() if name not in table.CONTROLS}
+    return (
+        bool(entries)
+        and not any(after.get(name) == inode for name, inode in entries.items())
+        and not any(name.startswith(interop.STAND_IN) for name in after)
+    )
+
+
+def _invocation(service: str) -> str:
+    """Read the invocation ID of a service of this distro, which its stand-in is named by; "" if it does not run."""
+    try:
+        return posix.readlink(f"{INVOCATIONS}{service}")
+    except OSError:
+        return ""
 
 
 def remove(service: str) -> None:
@@ -154,6 +199,7 @@ class Losses:
         for service, formats in self._formats.items():
             lost = {name for name in formats if name in before and (wiped or before[name] != formats[name][0])}
             lost = {name for name in lost | self._lost[service] if name in formats and name not in entries}
+            lost |= _not_known_to_be_there(formats)
             if lost and not any(self._lost.values()):
                 self._since = now
             self._lost[service] = lost
@@ -166,6 +212,7 @@ class Losses:
         self._read_notes()
         for service, formats in self._formats.items():
             lost = {name for name in formats if name not in known and name not in entries}
+            lost |= _not_known_to_be_there(formats)
             if lost:
                 self._since = self._changed = time.monotonic()
                 self._lost[service] |= lost
@@ -189,8 +236,10 @@ class Losses:
             present = table.entries()
             registered = []
             # In the order in which they were registered: the newest that matches a file wins.
-            for name in sorted(lost & set(formats) - set(present), key=lambda name: formats[name][0]):
+            for name in [name for name in formats if name in lost and not (name in present and formats[name][0])]:
                 try:
+                    if name in present:
+                        table.remove(name)
                     table.register(formats[name][1])
                     registered.append(name)
                 except FileExistsError:
@@ -212,6 +261,10 @@ class Losses:
             if self._versions.get(service) != version:
                 self._formats[service] = noted(service)
                 self._versions[service] = version
+
+
+def _not_known_to_be_there(formats: "Formats") -> "set[str]":
+    return {name for name, (inode, _) in formats.items() if not inode}
 
 
 def _rule_of_entry(name: str) -> bytes:

@@ -41,6 +41,8 @@ class Watch:
         self._polls = False
         self._repairs_in_a_row = 0
         self._retry = POLL
+        # When to look again although nothing changes, as time.monotonic(); 0 for never.
+        self._due = 0.0
         # When this distro was found not to want the watch, and when to ask again; 0 if neither.
         self._unwanted_since = self._ask_again = 0.0
         # What people have been told of.
@@ -74,26 +76,28 @@ class Watch:
                 self._leave()
 
     def _try_to_look(self) -> float:
-        """Look, and survive what the kernel refuses; returns as _look() does."""
+        """Look, and survive what the kernel refuses.
+
+        Returns when to look again although nothing changes, as time.monotonic();
+        0 for never.
+        """
+        self._due = 0.0
         try:
-            due = self._look()
+            self._look()
         except OSError as e:
             failure = f"cannot change {e.filename or table.DIRECTORY}: {e.strerror}"
             if failure != self._failure:
                 self._tell(failure)
                 self._failure = failure
             self._retry = min(2 * self._retry, RETRY_MAX)
-            return time.monotonic() + self._retry
+            retry = time.monotonic() + self._retry
+            return min(self._due or retry, retry)
         self._failure = ""
         self._retry = POLL
-        return due
+        return self._due
 
-    def _look(self) -> float:
-        """Look at the table once, and do what is to be done.
-
-        Returns when to look again although nothing changes, as time.monotonic();
-        0 for never. Raises OSError.
-        """
+    def _look(self) -> None:
+        """Look at the table once, and do what is to be done; raises OSError."""
         entries = table.entries()
         wiped = self._losses.look(entries)
         finding = self._interop.look(entries, wiped=wiped)
@@ -104,28 +108,36 @@ class Watch:
                 self._tell(f"{wrong}: restored")
             self._repairs_in_a_row += 1
             # Somebody who undoes each repair must not have the machine busy with it.
-            return time.monotonic() + (0.1 if self._repairs_in_a_row > IN_A_ROW_MAX else 0.0)
+            self._due = time.monotonic() + (0.1 if self._repairs_in_a_row > IN_A_ROW_MAX else 0.0)
+            return
         self._repairs_in_a_row = 0
 
         self._look_at_status()
-        self._remember()
+        due = self._losses.due()
+        if is_wrong:
+            self._due = self._ask_again
+        elif finding.held_until or not 0 < due <= time.monotonic():
+            self._due = finding.held_until or due
+            self._unwanted_since = self._unwanted_since if due else 0.0
+        elif self._may_act():
+            self._losses.bring_back()
+            self._due = time.monotonic()
+            return
+        else:
+            self._due = self._ask_again
+        # Last: nothing else has to wait where /run is full.
+        self._take_notes(entries)
+
+    def _take_notes(self, entries: "dict[str, int]") -> None:
+        """Note what has to be known after this process has ended; raises OSError."""
         for service in formats.SERVICES:
             if formats.has_started(service):
                 formats.note_start(service)
                 self._losses.look_after_note(entries)
-        if is_wrong:
-            return self._ask_again
-        due = self._losses.due()
-        if not due:
-            self._unwanted_since = 0.0
-        if finding.held_until:
-            return finding.held_until
-        if due and due <= time.monotonic():
-            if not self._may_act():
-                return self._ask_again
-            self._losses.bring_back()
-            return time.monotonic()
-        return due
+        # By WSLInterop's registration, a new watch tells that nothing has been wiped since.
+        if not self._losses.due():
+            self._remember()
+        self._due = self._due or self._losses.due()
 
     def _may_act(self) -> bool:
         """Whether this distro wants the table changed, and has what WSLInterop leads to."""

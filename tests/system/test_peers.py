@@ -107,6 +107,21 @@ def test_two_restart_at_once(any_vm: Vm, boot: Boot, names: str) -> None:
             assert distro.wait_until_up() == "running"
 
 
+def test_two_with_the_same_rule_start_at_once(vm: Vm, boot: Boot) -> None:
+    """What either registered then is not removed with the other's."""
+    files = {**NO_BINFMT_D_OF_USR, "/etc/binfmt.d/x.conf": ":x:M::xxxx::/bin/true:F\n"}
+    distros = [boot(vm, files=files, start_limit=False) for _ in range(2)]
+    for _ in range(20):
+        for distro in distros:
+            distro.systemctl("restart", "--no-block", "systemd-binfmt.service")
+        for distro in distros:
+            eventually(partial(quiet, distro))
+        distros[1].systemctl("stop", "systemd-binfmt.service")
+        eventually(lambda: "x" in vm.names(), 1)
+    distros[0].systemctl("stop", "systemd-binfmt.service")
+    assert "x" not in vm.names()
+
+
 def test_shutdown_takes_no_longer(vm: Vm, boot: Boot) -> None:
     boot(vm)
     with vm.distro() as peer:

@@ -110,7 +110,7 @@ class Table:
 
     def list_as(self, note: str) -> None:
         """List the entries as service-hook does."""
-        lines = [f"{entry.inode:>8} {entry.name}\n" for entry in sorted(self.formats, key=lambda entry: entry.name)]
+        lines = [f"{entry.inode:>8} {entry.name}\n" for entry in self.formats]
         self.notes[note] = "".join(["  1 register\n", *lines, "  2 status\n", "end\n"]).encode()
 
     def winner(self) -> Format | None:

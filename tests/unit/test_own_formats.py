@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Callable
 import pytest
 
 import kernel
-from wsl_binfmt import formats, table
+from wsl_binfmt import formats, interop, notes, table
 from wsl_binfmt.formats import QUIET, QUIET_MAX, Losses
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     Watched = tuple[kernel.Table, Losses, list[str]]
 
 SERVICE, SUPPORT = formats.SERVICES
+HELD = interop.STAND_IN + "1"
 X, Y, Z = (b":%s:M::%s::/bin/true:" % (name * 1, name * 4) for name in (b"x", b"y", b"z"))
 Rules = Callable[..., None]
 
@@ -296,6 +297,144 @@ def test_in_the_order_of_registration(kept: kernel.Table, rules: Rules) -> None:
     kept.add(kernel.WSL)
     bring_back(kept, losses)
     assert kept.names == ["x", "y", "WSLInterop"]
+
+
+def test_in_the_order_of_the_table(kept: kernel.Table, rules: Rules) -> None:
+    """Inodes do not tell the order: each CPU has numbers of its own, get_next_ino() in the kernel."""
+    rules(X, Y)
+    start(kept, X)
+    formats.note_start(SERVICE)
+    kept.list_as(f"{SERVICE}.before")
+    for name, rule, inode in ("y", Y, 3000), ("x", X, 2000):
+        if name in kept.names:
+            kept.drop(name)
+        kept.add(rule)
+        kept.get(name).inode = inode
+    kept.list_as(f"{SERVICE}.after")
+    formats.note_start(SERVICE)
+    losses = formats.Losses(lambda _message: None)
+    losses.look(table.entries())
+    kept.formats.clear()
+    kept.add(kernel.WSL)
+    bring_back(kept, losses)
+    assert kept.names == ["x", "y", "WSLInterop"]
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("service", formats.SERVICES)
+def test_a_wipe_during_a_start(kept: kernel.Table, rules: Rules, tmp_path: Path, service: str, again: bool) -> None:
+    """What it registered is lost before it has ended. What binfmt-support registered first, nobody knows then."""
+    rules(X, Y)
+    (tmp_path / "binfmts").mkdir()
+    for name in "x", "y":
+        (tmp_path / "binfmts" / name).touch()
+    if again:
+        start(kept, X, Y, service=service)
+        formats.note_start(service)
+    losses = Losses(lambda _message: None)
+    losses.look(table.entries())
+    kept.list_as(f"{service}.before")
+    kept.add(interop.rule(HELD))
+    losses.look(table.entries())
+    kept.formats.clear()
+    kept.add(kernel.WSL)
+    losses.look(table.entries())
+    kept.list_as(f"{service}.after")
+    formats.note_start(service)
+    losses.look_after_note(table.entries())
+    bring_back(kept, losses)
+    assert sorted(kept.names) == (["WSLInterop", "x", "y"] if again or service == SERVICE else ["WSLInterop"])
+
+
+def test_a_start_that_replaces_all(kept: kernel.Table, rules: Rules) -> None:
+    """It is not taken for a wipe: a rule that the kernel refuses is not tried again."""
+    rules(X, b":bad:")
+    for name in HELD, interop.STAND_IN + "2":
+        kept.list_as(f"{SERVICE}.before")
+        kept.formats.clear()
+        kept.add(interop.rule(name))
+        kept.add(X)
+        kept.list_as(f"{SERVICE}.after")
+        formats.note_start(SERVICE)
+        assert list(formats.noted(SERVICE)) == ["x"]
+
+
+@pytest.mark.parametrize("one_is_first", [True, False])
+def test_two_distros_at_once(
+    kept: kernel.Table, rules: Rules, monkeypatch: pytest.MonkeyPatch, one_is_first: bool
+) -> None:
+    """Both services start, and either registers x: what is the other's is not removed with one's own."""
+    rules(X)
+    notes_of: list[dict[str, bytes]] = [{}, {}]
+
+    def in_distro(number: int) -> None:
+        kept.notes = notes_of[number]
+        monkeypatch.setattr(notes, "read", kept.notes.get)
+        monkeypatch.setattr(notes, "write", kept.notes.__setitem__)
+        monkeypatch.setattr(notes, "forget", lambda name: kept.notes.pop(name, None))
+        monkeypatch.setattr(formats, "_invocation", lambda _service: f"invocation{number}")
+
+    def list_as(number: int, note: str) -> None:
+        in_distro(number)
+        kept.list_as(f"{SERVICE}.{note}")
+
+    for number in range(2):
+        list_as(number, "before")
+        kept.add(interop.rule(f"{interop.STAND_IN}invocation{number}"))
+    kept.add(X)
+    kept.drop("x")
+    kept.add(X)
+    for number in (0, 1) if one_is_first else (1, 0):
+        list_as(number, "after")
+        kept.drop(f"{interop.STAND_IN}invocation{number}")
+        formats.note_start(SERVICE)
+    for number in range(2):
+        in_distro(number)
+        bring_back(kept, Losses(lambda _message: None))
+    assert kept.names == ["x", "WSLInterop"]
+    in_distro(0)
+    formats.remove(SERVICE)
+    assert kept.names == ["x", "WSLInterop"]
+    in_distro(1)
+    formats.remove(SERVICE)
+    assert kept.names == ["WSLInterop"]
+
+
+def test_the_other_service_of_this_distro(
+    kept: kernel.Table, rules: Rules, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What it holds while it starts as well raises no doubt about whose the formats are."""
+    rules(X)
+    monkeypatch.setattr(formats, "INVOCATIONS", f"{tmp_path}/")
+    (tmp_path / SUPPORT).symlink_to("7")
+    kept.add(interop.rule(interop.STAND_IN + "7"))
+    kept.add(interop.rule(interop.stand_in()))
+    start(kept, X)
+    formats.note_start(SERVICE)
+    assert formats.noted(SERVICE)["x"][0] == kept.get("x").inode
+    kept.add(interop.rule(interop.STAND_IN + "8"))
+    start(kept, X)
+    formats.note_start(SERVICE)
+    assert formats.noted(SERVICE)["x"][0] == 0
+
+
+def test_a_wipe_while_they_are_brought_back(watched: Watched) -> None:
+    """Somebody has registered another entry since: that they are gone is noticed all the same."""
+    kept, losses, _ = watched
+    kept.formats.clear()
+    losses.look(table.entries())
+    kept.now = losses.due()
+
+    def wipe() -> None:
+        if {"x", "y"} <= set(kept.names):
+            kept.formats.clear()
+            kept.add(kernel.WSL)
+
+    kept.after = wipe
+    losses.bring_back()
+    kept.after = lambda: None
+    bring_back(kept, losses)
+    assert sorted(kept.names) == ["WSLInterop", "x", "y"]
 
 
 def test_a_wipe_right_after_one(watched: Watched) -> None:

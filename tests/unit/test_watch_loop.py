@@ -22,6 +22,7 @@ from wsl_binfmt import formats, interop, notes, table, watch
 if TYPE_CHECKING:
     from pathlib import Path
 
+SERVICE = formats.SERVICES[0]
 CLI = b":cli:M::MZ::/usr/bin/cli:"
 WINE = b":wine:M::MZ::/usr/bin/wine:"
 QEMU = b":qemu-arm:M::\x7fELF::/usr/bin/qemu-arm:F"
@@ -70,6 +71,59 @@ def test_it_remembers(
     for again in watching, watch.Watch(told.append):
         assert again._try_to_look() == 0
     assert told == []
+
+
+@pytest.fixture
+def own(kept: kernel.Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A distro with a format of its own, which is noted."""
+    monkeypatch.setattr(formats, "rules", lambda service: {"qemu-arm": QEMU} if service == SERVICE else {})
+    kept.add(QEMU)
+    formats.note(SERVICE, {"qemu-arm": (kept.get("qemu-arm").inode, QEMU)})
+
+
+@pytest.mark.usefixtures("own")
+def test_killed_before_formats_are_back(kept: kernel.Table, told: list[str]) -> None:
+    """The next watch brings them back: what it finds of WSLInterop is not yet remembered."""
+    killed = watch.Watch(told.append)
+    killed._try_to_look()
+    kept.formats.clear()
+    killed._try_to_look()
+    assert kept.names == ["WSLInterop"]
+    assert killed._try_to_look() > kept.now
+    made = watch.Watch(told.append)
+    kept.now = made._try_to_look()
+    kept.now = made._try_to_look()
+    assert made._try_to_look() == 0
+    assert kept.names == ["qemu-arm", "WSLInterop"]
+    assert kept.notes["WSLInterop"] == b"%d enabled" % kept.get("WSLInterop").inode
+
+
+@pytest.mark.usefixtures("own")
+def test_full_run(kept: kernel.Table, told: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be noted keeps neither formats nor a repair waiting."""
+    made = watch.Watch(told.append)
+    made._try_to_look()
+
+    def fail(name: str, _data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+
+    monkeypatch.setattr(notes, "write", fail)
+    kept.list_as(f"{SERVICE}.before")
+    kept.list_as(f"{SERVICE}.after")
+    kept.formats.clear()
+    assert made._try_to_look() == kept.now
+    due = made._try_to_look()
+    assert due == kept.now + formats.QUIET
+    kept.now = due
+    assert made._try_to_look() >= due + 2
+    assert kept.names == ["qemu-arm", "WSLInterop"]
+    held = interop.rule(interop.STAND_IN + "1")
+    kept.add(held)
+    due = made._try_to_look()
+    assert due == kept.now + interop.HOLD_MAX
+    kept.now = due
+    made._try_to_look()
+    assert kept.names == ["qemu-arm", "WSLInterop"]
 
 
 def test_a_repair_is_looked_at_again(kept: kernel.Table, watching: watch.Watch, told: list[str]) -> None:
