@@ -168,10 +168,10 @@ def make_wrong(vm: bed.Vm, distro: bed.Distro) -> None:
     if "spare" not in vm.names():
         vm.register(":spare:M::MZ::/init:PF")
     vm.register(":WSLInterop:M::MZ::/init:P")
-    distro.shell(f"rm -f {NOTES}.*; {{ ls -i {bed.TABLE}; echo end; }} >{NOTES}.before")
+    distro.shell(f"rm -f {NOTES}.*; {{ ls -iU {bed.TABLE}; echo end; }} >{NOTES}.before")
     vm.write("x", "-1")
     vm.write("register", ":x:M::xx::/bin/true:")
-    distro.shell(f"{{ ls -i {bed.TABLE}; echo end; }} >{NOTES}.after")
+    distro.shell(f"{{ ls -iU {bed.TABLE}; echo end; }} >{NOTES}.after")
 
 
 def command_faults(name: str, report: Callable[[str, Fault, str], None], every: int = 1) -> int:

@@ -2,9 +2,10 @@
 """`make check-kernels [SUITES=...]`: the heart of the system tests on the kernels of Debian's suites.
 
 WSL ships Linux 5.15, 6.6 and 6.18; these are around them. Each kernel runs in an
-emulator, without KVM, which makes it ten times slower. The root file system of
-the tests is on a disk: 9p, by which the emulator shows this machine's own, takes
-three seconds to start Python. Kernels and root are made once, in build/kernels/.
+emulator, without KVM, which makes it ten times slower. Its clock jumps by an
+hour, both ways, every other second. The root file system of the tests is on a
+disk: 9p, by which the emulator shows this machine's own, takes three seconds to
+start Python. Kernels and root are made once, in build/kernels/.
 """
 
 from __future__ import annotations
@@ -73,6 +74,12 @@ for directory in dev proc sys; do mount --rbind /$directory $directory; done
 for directory in run tmp; do mount -t tmpfs tmpfs $directory; done
 mkdir -p run/lock run/old tmp/tree
 tar -x -C tmp/tree </dev/vdb
+# WSL's clock jumps when Windows has slept, and is set right later.
+while sleep 2; do
+        date --set="+1 hour"
+        sleep 2
+        date --set="-1 hour"
+done >/dev/null &
 unshare --mount sh -ec '
         pivot_root . run/old
         umount -l run/old
