@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import bed
+import document
 from checks import NO_BINFMT_D_OF_USR, eventually, no_jobs, right
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 OUTPUT = bed.TREE / "bench"
 README = OUTPUT / "README.md"
-MARKS = "<!-- begin: make bench -->\n", "<!-- end: make bench -->\n"
 PYTHON = "/usr/bin/python3"
 GENERATOR = "/usr/lib/systemd/system-generators/wsl-binfmt-generator"
 BARE = [PYTHON, "-IS", "-c", "pass"]
@@ -353,14 +353,6 @@ def make_plot() -> str:
     )
 
 
-def update_readme(table: str) -> None:
-    """Put the table between its marks in the README."""
-    text = README.read_text()
-    before, _, rest = text.partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    README.write_text(before + MARKS[0] + table + MARKS[1] + after)
-
-
 def measure(turns: int) -> None:
     """Measure it all, so many times."""
     for _ in range(turns):
@@ -403,7 +395,7 @@ def main() -> int:
     results = {contender.name: contender.rows for contender in CONTENDERS}
     (OUTPUT / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     (OUTPUT / "plot.svg").write_text(make_plot())
-    update_readme(table)
+    document.put(README, "make bench", table)
     return 0
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import bed
+import document
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -210,13 +211,25 @@ def unavailable() -> str:
     return bed.unavailable() or ("" if shutil.which("strace") else "needs strace")
 
 
+def table(done: Counter[tuple[str, str]], wrong: Counter[str]) -> str:
+    """Make the table. done: how often each fault was made to each program; wrong: how often that went wrong."""
+    kinds = sorted(ERRORS) + sorted(SIGNALS)
+    lines = [f"| program | {' | '.join(kinds)} | not as it should be |", "|---" * (len(kinds) + 2) + "|"]
+    for program in ("generator", *COMMANDS):
+        counts = " | ".join(str(done[program, kind]) for kind in kinds)
+        lines.append(f"| {program} | {counts} | {wrong[program]} |")
+    return "".join(f"{line}\n" for line in lines)
+
+
 def main() -> int:
-    """Print the table; returns the exit status."""
-    results: Counter[tuple[str, str, str]] = Counter()
+    """Make all faults, and the table in tests/README.md; returns the exit status."""
+    done: Counter[tuple[str, str]] = Counter()
+    failed: Counter[str] = Counter()
 
     def report(program: str, fault: Fault, wrong: str) -> None:
-        results[program, fault.what, wrong or "as it should be"] += 1
+        done[program, fault.what] += 1
         if wrong:
+            failed[program] += 1
             print(f"{program}: {fault.option}: {wrong}", file=sys.stderr)
 
     if not unavailable():
@@ -226,10 +239,9 @@ def main() -> int:
     else:
         print(f"make faults {unavailable()}")
         return 1
-    print("| program | each call | times | what came of it |\n|---|---|---|---|")
-    for (program, what, wrong), count in sorted(results.items()):
-        print(f"| {program} | {what} | {count} | {wrong} |")
-    return any(wrong != "as it should be" for _, _, wrong in results)
+    document.put(bed.TREE / "tests/README.md", "make faults", table(done, failed))
+    print(table(done, failed), end="")
+    return failed.total() > 0
 
 
 if __name__ == "__main__":

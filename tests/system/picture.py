@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.text import Text
 
 import bed
+import document
 
 DOCS = bed.TREE / "docs"
 README = bed.TREE / "README.md"
-MARKS = "<!-- begin: make pictures -->\n", "<!-- end: make pictures -->\n"
 WINE = ":wine:M::MZ::/usr/bin/wine:\n"
 
 
@@ -46,11 +46,8 @@ def draw_status() -> None:
         terminal = distro.shell("TERM=xterm script --quiet --command wsl-binfmt /dev/null", check=False)
         plain = distro.run("wsl-binfmt", check=False)
     draw("status", "wsl-binfmt", f"$ wsl-binfmt\n{terminal}")
-    text = README.read_text()
-    before, _, rest = text.partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
     block = "".join(f"    {line}".rstrip() + "\n" for line in ["$ wsl-binfmt", *plain.rstrip("\n").split("\n")])
-    README.write_text(before + MARKS[0] + block + MARKS[1] + after)
+    document.put(README, "make pictures", block)
 
 
 def main() -> int:
