@@ -191,14 +191,15 @@ class Interop:
             self._disable()
 
     def _restore(self, finding: Finding) -> "str | None":
-        if finding.fault:
-            if finding.fault != MISSING and not finding.is_answered(without=[NAME]):
+        if finding.fault and finding.fault != MISSING:
+            if not finding.is_answered(without=[NAME]):
                 finding.leftovers.append(self._register_stand_in())
             # Somebody may have disabled it since the look.
             wsl = table.read(NAME)
             self.disabled = self.disabled or (wsl is not None and not wsl.enabled)
-            if finding.fault != MISSING:
-                table.remove(NAME)
+            table.remove(NAME)
+        if finding.fault:
+            # Fails if another distro's watch has registered it since: repair() then looks again.
             table.register(rule(NAME))
         if self.disabled and (finding.enabled_anew or finding.fault):
             self._disable()
