@@ -118,7 +118,7 @@ def boot() -> Iterator[Callable[..., bed.Distro]]:
 
 
 @pytest.fixture(scope="session")
-def roots_made(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Path]]]:
+def roots_made(request: pytest.FixtureRequest) -> dict[str, Future[Path]]:
     """The root file systems that tests need, by suite, made two at a time: that waits for the network, mostly."""
     calls = [
         item.callspec
@@ -126,8 +126,11 @@ def roots_made(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Path
         if isinstance(item, pytest.Function) and hasattr(item, "callspec")
     ]
     suites = {str(call.params["root"]) for call in calls if "root" in call.params}
-    with ThreadPoolExecutor(2) as executor:
-        yield {suite: executor.submit(roots.make, suite) for suite in sorted(suites)}
+    executor = ThreadPoolExecutor(2)
+    made = {suite: executor.submit(roots.make, suite) for suite in sorted(suites)}
+    # Its threads end with what they do: tests send signals to this process.
+    executor.shutdown(wait=False)
+    return made
 
 
 @pytest.fixture(scope="session", params=roots.SUITES)

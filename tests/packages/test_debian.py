@@ -249,7 +249,7 @@ LEFT_BY_OTHERS = "/var/cache/debconf/tmp.ci/", "/etc/shells"
 @pytest.fixture(scope="session")
 def piuparts(
     tmp_path_factory: pytest.TempPathFactory, roots_made: dict[str, Future[Path]], first_deb: Path, deb: Path
-) -> Iterator[dict[str, Future[subprocess.CompletedProcess[str]]]]:
+) -> dict[str, Future[subprocess.CompletedProcess[str]]]:
     """Runs in the roots of all suites, by suite, two at a time: they wait for the network, mostly."""
     archive = tmp_path_factory.mktemp("archive")
     shutil.copy(first_deb, archive)
@@ -270,8 +270,10 @@ def piuparts(
             check=False,
         )  # fmt: skip
 
-    with ThreadPoolExecutor(2) as executor:
-        yield {suite: executor.submit(run, made.result()) for suite, made in roots_made.items()}
+    executor = ThreadPoolExecutor(2)
+    runs = {suite: executor.submit(run, made.result()) for suite, made in roots_made.items()}
+    executor.shutdown(wait=False)
+    return runs
 
 
 def test_piuparts(root: Path, piuparts: dict[str, Future[subprocess.CompletedProcess[str]]]) -> None:

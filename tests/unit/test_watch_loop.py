@@ -255,7 +255,7 @@ def test_its_own_repairs_do_not_end_the_wait(kept: kernel.Table, watching: watch
     """Each one raises SIGIO, too; it is kept for later."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watch.SIGNALS)
     try:
-        os.kill(os.getpid(), signal.SIGIO)
+        signal.raise_signal(signal.SIGIO)
         watching._repairs_in_a_row = watch.IN_A_ROW_MAX + 1
         assert watching._wait(kept.now + 0.01) == 0
         watching._repairs_in_a_row = 0
