@@ -7,7 +7,6 @@ import contextlib
 import os
 import shutil
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -117,23 +116,7 @@ def boot() -> Iterator[Callable[..., bed.Distro]]:
         yield do
 
 
-@pytest.fixture(scope="session")
-def roots_made(request: pytest.FixtureRequest) -> dict[str, Future[Path]]:
-    """The root file systems that tests need, by suite, made two at a time: that waits for the network, mostly."""
-    calls = [
-        item.callspec
-        for item in request.session.items
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
-    ]
-    suites = {str(call.params["root"]) for call in calls if "root" in call.params}
-    executor = ThreadPoolExecutor(2)
-    made = {suite: executor.submit(roots.make, suite) for suite in sorted(suites)}
-    # Its threads end with what they do: tests send signals to this process.
-    executor.shutdown(wait=False)
-    return made
-
-
 @pytest.fixture(scope="session", params=roots.SUITES)
-def root(request: pytest.FixtureRequest, roots_made: dict[str, Future[Path]]) -> Path:
+def root(request: pytest.FixtureRequest) -> Path:
     """The root file system of a Debian suite."""
-    return roots_made[request.param].result()
+    return roots.make(request.param)

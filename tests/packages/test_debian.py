@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -246,39 +245,25 @@ def test_policy_rc_d_is_asked(vm: bed.Vm, boot: Boot, deb: Path) -> None:
 LEFT_BY_OTHERS = "/var/cache/debconf/tmp.ci/", "/etc/shells"
 
 
-@pytest.fixture(scope="session")
-def piuparts(
-    tmp_path_factory: pytest.TempPathFactory, roots_made: dict[str, Future[Path]], first_deb: Path, deb: Path
-) -> dict[str, Future[subprocess.CompletedProcess[str]]]:
-    """Runs in the roots of all suites, by suite, two at a time: they wait for the network, mostly."""
-    archive = tmp_path_factory.mktemp("archive")
+def test_piuparts(tmp_path: Path, root: Path, first_deb: Path, deb: Path) -> None:
+    """An upgrade from the first release, removal and purge leave the root of a suite as it was."""
+    archive = tmp_path / "archive"
+    archive.mkdir()
     shutil.copy(first_deb, archive)
     with open(archive / "Packages", "wb") as index:
         subprocess.run(["dpkg-scanpackages", "."], cwd=archive, stdout=index, stderr=subprocess.DEVNULL, check=True)
-
-    def run(root: Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [
-                "piuparts", f"--distribution={root.name.partition('-')[0]}", f"--mirror={roots.MIRROR} main",
-                f"--existing-chroot={root}", f"--bindmount={archive}",
-                f"--extra-repo=deb [trusted=yes] file://{archive} ./", "--no-check-valid-until",
-                "--no-install-purge-test", *(f"--ignore={path}" for path in LEFT_BY_OTHERS), deb,
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )  # fmt: skip
-
-    executor = ThreadPoolExecutor(2)
-    runs = {suite: executor.submit(run, made.result()) for suite, made in roots_made.items()}
-    executor.shutdown(wait=False)
-    return runs
-
-
-def test_piuparts(root: Path, piuparts: dict[str, Future[subprocess.CompletedProcess[str]]]) -> None:
-    """An upgrade from the first release, removal and purge leave the root of a suite as it was."""
-    done = piuparts[root.name].result()
+    done = subprocess.run(
+        [
+            "piuparts", f"--distribution={root.name.partition('-')[0]}", f"--mirror={roots.MIRROR} main",
+            f"--existing-chroot={root}", f"--bindmount={archive}",
+            f"--extra-repo=deb [trusted=yes] file://{archive} ./",
+            "--no-check-valid-until", "--no-install-purge-test", *(f"--ignore={path}" for path in LEFT_BY_OTHERS), deb,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert "PASS: Installation, upgrade and purging tests." in done.stdout
 
