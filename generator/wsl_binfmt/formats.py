@@ -132,11 +132,9 @@ def _registered(known: "dict[str, bytes]", before: "dict[str, int]", after: "dic
 
 def _others_hold(names: "Iterable[str]") -> bool:
     """Whether another distro's service was about to change the table: it held one of these stand-ins."""
-    own = {interop.STAND_IN + id_ for id_ in map(_invocation, SERVICES)}
-    return any(
-        name.startswith(interop.STAND_IN) and not name.startswith(interop.stand_in()) and name not in own
-        for name in names
-    )
+    # A watch's is named by a number; it registers nothing that a service does.
+    held = {name[len(interop.STAND_IN) :] for name in names if name.startswith(interop.STAND_IN)}
+    return any(not id_.rstrip("+").isdecimal() for id_ in held.difference(map(_invocation, SERVICES)))
 
 
 def _was_wiped(before: "dict[str, int]", after: "dict[str, int]") -> bool:

@@ -406,13 +406,15 @@ def test_the_other_service_of_this_distro(
     """What it holds while it starts as well raises no doubt about whose the formats are."""
     rules(X)
     monkeypatch.setattr(formats, "INVOCATIONS", f"{tmp_path}/")
-    (tmp_path / SUPPORT).symlink_to("7")
-    kept.add(interop.rule(interop.STAND_IN + "7"))
-    kept.add(interop.rule(interop.stand_in()))
+    (tmp_path / SUPPORT).symlink_to("7a")
+    kept.add(interop.rule(interop.STAND_IN + "7a"))
+    # Of two watches.
+    kept.add(interop.rule(interop.stand_in() + "+"))
+    kept.add(interop.rule(interop.STAND_IN + "1"))
     start(kept, X)
     formats.note_start(SERVICE)
     assert formats.noted(SERVICE)["x"][0] == kept.get("x").inode
-    kept.add(interop.rule(interop.STAND_IN + "8"))
+    kept.add(interop.rule(interop.STAND_IN + "8a"))
     start(kept, X)
     formats.note_start(SERVICE)
     assert formats.noted(SERVICE)["x"][0] == 0
