@@ -192,15 +192,15 @@ def restore(*, dry_run: bool) -> int:
         finding = known.look(table.entries())
         stale = facts.stale_stand_ins(facts.read_entries()) if dry_run else finding.leftovers
         wrong = finding.fault if dry_run else known.repair()
+        entries = table.entries()
+        left = known.look(entries)
         # One that still answers in place of an entry that outranks WSLInterop stays until that is replaced.
-        kept = {} if dry_run else table.entries()
-        leftovers = ", ".join(name for name in stale if name not in kept)
+        leftovers = ", ".join(name for name in stale if dry_run or name not in entries)
         if wrong:
             _tell(f"{wrong}: would be restored" if dry_run else f"{wrong}: restored")
         if leftovers:
             _tell(f"{leftovers} was left behind: " + ("would be removed" if dry_run else "removed"))
         has_done = has_done or bool(wrong or leftovers)
-        left = known.look(table.entries())
         if dry_run or not (left.held_until or left.leftovers):
             break
         if time.monotonic() > end:

@@ -117,7 +117,7 @@ def note_start(service: str, *, failed: bool = False) -> None:
 def _registered(known: "dict[str, bytes]", before: "dict[str, int]", after: "dict[str, int]") -> "Formats":
     """Tell what a start has registered: of its rules, `known`, the entries whose inode is another one than before.
 
-    If another distro's service was at it at the same time, they may be that one's.
+    Their inode is 0 if a service of another distro changed the table at the same time: they may be its registrations.
     """
     others = _others_hold(before) or _others_hold(after)
     registered: "Formats" = {}

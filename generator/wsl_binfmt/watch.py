@@ -118,7 +118,8 @@ class Watch:
             self._due = self._ask_again
         elif finding.held_until or not 0 < due <= time.monotonic():
             self._due = finding.held_until or due
-            self._unwanted_since = self._unwanted_since if due else 0.0
+            if not due:
+                self._unwanted_since = 0.0
         elif self._may_act():
             self._losses.bring_back()
             self._due = time.monotonic()

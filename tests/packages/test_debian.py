@@ -191,6 +191,11 @@ def test_on_another_machine_nothing_happens(vm: bed.Vm, boot: Boot, deb: Path) -
     assert vm.names() == before[0]
 
 
+def files_of_run(distro: bed.Distro) -> str:
+    """What is in /run, and since when; the journal goes on."""
+    return distro.shell("find /run ! -path '/run/systemd/journal/*' -printf '%p %T@\\n' | sort")
+
+
 @pytest.mark.parametrize("has_run", ["its own", "that of the distro"])
 def test_in_a_chroot(vm: bed.Vm, boot: Boot, deb: Path, next_deb: Path, has_run: str) -> None:
     """As in an image that is being built; the distro around it, whose /usr, /etc and /var it has, notices nothing."""
@@ -204,7 +209,7 @@ def test_in_a_chroot(vm: bed.Vm, boot: Boot, deb: Path, next_deb: Path, has_run:
         "cd /mnt; mkdir tmp run; cp -P /bin /sbin /lib* .; touch init; "
         f"for name in {shared}; do mkdir -p $name; mount --rbind /$name $name; done; mount --bind /init init"
     )
-    before = distro.shell("find /run ! -path '/run/systemd/journal/*' -printf '%p %T@\\n' | sort")
+    before = files_of_run(distro)
     for arguments in (
         ["--install", "/root/1.deb"],
         ["--install", "/root/2.deb"],
@@ -219,7 +224,7 @@ def test_in_a_chroot(vm: bed.Vm, boot: Boot, deb: Path, next_deb: Path, has_run:
     assert not distro.path("/usr/lib/wsl-binfmt-generator").exists()
     if has_run == "its own":
         assert not any(distro.path("/mnt/run").iterdir())
-    assert distro.shell("find /run ! -path '/run/systemd/journal/*' -printf '%p %T@\\n' | sort") == before
+    assert files_of_run(distro) == before
     assert vm.names() == entries
 
 

@@ -239,8 +239,9 @@ def main() -> int:
     else:
         print(f"make faults {unavailable()}")
         return 1
-    document.put(bed.TREE / "tests/README.md", "make faults", table(done, failed))
-    print(table(done, failed), end="")
+    made = table(done, failed)
+    document.put(bed.TREE / "tests/README.md", "make faults", made)
+    print(made, end="")
     return failed.total() > 0
 
 

@@ -252,6 +252,15 @@ def bring_back(kept: kernel.Table, losses: Losses) -> None:
     assert not losses.due()
 
 
+def wipe_and_bring_back(kept: kernel.Table) -> None:
+    """Have a watch that has just begun see a wipe, and bring back what was lost."""
+    losses = Losses(lambda _message: None)
+    losses.look(table.entries())
+    kept.formats.clear()
+    kept.add(kernel.WSL)
+    bring_back(kept, losses)
+
+
 def test_a_wipe(watched: Watched) -> None:
     """All that was there is gone: ours comes back, and is ours again."""
     kept, losses, told = watched
@@ -291,11 +300,7 @@ def test_in_the_order_of_registration(kept: kernel.Table, rules: Rules) -> None:
     rules(Y, X)
     start(kept, Y, X)
     formats.note_start(SERVICE)
-    losses = formats.Losses(lambda _message: None)
-    losses.look(table.entries())
-    kept.formats.clear()
-    kept.add(kernel.WSL)
-    bring_back(kept, losses)
+    wipe_and_bring_back(kept)
     assert kept.names == ["x", "y", "WSLInterop"]
 
 
@@ -312,11 +317,7 @@ def test_in_the_order_of_the_table(kept: kernel.Table, rules: Rules) -> None:
         kept.get(name).inode = inode
     kept.list_as(f"{SERVICE}.after")
     formats.note_start(SERVICE)
-    losses = formats.Losses(lambda _message: None)
-    losses.look(table.entries())
-    kept.formats.clear()
-    kept.add(kernel.WSL)
-    bring_back(kept, losses)
+    wipe_and_bring_back(kept)
     assert kept.names == ["x", "y", "WSLInterop"]
 
 
