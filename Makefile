@@ -125,7 +125,7 @@ check-kernels: depends .venv/done
 
 check: DEPENDS = $(TEST_DEPENDS) $(PACKAGING_DEPENDS)
 check: depends .venv/done
-	.venv/bin/python -B -m pytest
+	.venv/bin/python -B -m pytest --numprocesses=2
 
 # Prints what the tests in pyproject.toml need.
 REQUIREMENTS = /usr/bin/python3 -c 'import sys, tomllib; \

@@ -30,6 +30,8 @@ sys.dont_write_bytecode = True
 # A failure is printed with what repeats it, @reproduce_failure(...).
 settings.register_profile("default", deadline=None, max_examples=300, print_blob=True)
 settings.load_profile("default")
+# To see that the tests run at all.
+settings.register_profile("few", settings.get_profile("default"), max_examples=10)
 # For `make mutants`: the same examples each time, and nobody reads which of them fails.
 settings.register_profile("mutants", derandomize=True, phases=[Phase.explicit, Phase.generate])
 
@@ -43,13 +45,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what cannot run on this machine."""
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
+    """Skip what cannot run on this machine; put what needs other root file systems at the end."""
     for marker, unavailable in ("system", bed.unavailable), ("packages", packages_unavailable):
         marked = [item for item in items if item.get_closest_marker(marker)]
         reason = unavailable() if marked else ""
         for item in marked if reason else ():
             item.add_marker(pytest.mark.skip(reason=reason))
+    yield
+    # The tests of packages make these meanwhile.
+    items.sort(key=lambda item: not item.get_closest_marker("packages") and "root" in getattr(item, "fixturenames", ()))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Have one process run all tests of a folder: there is one test bed, and packages are built once."""
+    from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415
+
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = lambda nodeid: os.path.dirname(nodeid.partition("::")[0])
+    return scheduler
 
 
 @pytest.hookimpl(wrapper=True)

@@ -182,6 +182,7 @@ def test_the_rpm_can_be_tested_when_it_is_built(release: Path, tmp_path: Path) -
     said = run(
         "rpmbuild", "-ta", "--nodeps", "--with=check", f"--define=_topdir {tmp_path}",
         f"--define=__python3 {sys.executable}", built(release, f"*-{VERSION}.tar.gz"),
+        env={**os.environ, "PYTEST_ADDOPTS": "--hypothesis-profile=few"},
     )  # fmt: skip
     assert f"+ make unit PYTHON={sys.executable}\n" in said
     assert "warning:" not in said

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import subprocess
 import time
@@ -25,23 +26,31 @@ MERGED_USR = {"bullseye": ["--setup-hook=/usr/share/mmdebstrap/hooks/merged-usr/
 def make(suite: str) -> Path:
     """Make that of a suite, once on a machine; that of sid, which moves on, once a day."""
     path = bed.TREE / "build" / "roots" / suite
-    if suite == "sid" and path.exists() and path.stat().st_ctime < time.time() - 24 * 3600:
-        shutil.rmtree(path)
-    if not path.exists():
-        unfinished = path.with_suffix(".unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.parent.mkdir(parents=True, exist_ok=True)
-        release, is_backport, _ = suite.partition("-backports")
-        packages, sources = PACKAGES, [f"deb {MIRROR} {release} main"]
-        if is_backport:
-            names = f"{PACKAGES} libsystemd0 libsystemd-shared".split()
-            packages = " ".join(f"{name}/{suite}" if "systemd" in name else name for name in names)
-            sources.append(f"deb {MIRROR} {suite} main")
-        # sid's and old suites' lists may be older than they say they may be.
-        subprocess.run(
-            ["mmdebstrap", "--variant=minbase", f"--include={packages.replace(' ', ',')}",
-             '--aptopt=Acquire::Check-Valid-Until "false"', *MERGED_USR.get(suite, ()), release, unfinished, *sources],
-            check=True,
-        )  # fmt: skip
-        unfinished.rename(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # `make check` runs tests in two processes.
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if suite == "sid" and path.exists() and path.stat().st_ctime < time.time() - 24 * 3600:
+            shutil.rmtree(path)
+        if not path.exists():
+            unfinished = path.with_suffix(".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            bootstrap(suite, unfinished)
+            unfinished.rename(path)
     return path
+
+
+def bootstrap(suite: str, target: Path) -> None:
+    """Install a suite into a directory that is not there yet."""
+    release, is_backport, _ = suite.partition("-backports")
+    packages, sources = PACKAGES, [f"deb {MIRROR} {release} main"]
+    if is_backport:
+        names = f"{PACKAGES} libsystemd0 libsystemd-shared".split()
+        packages = " ".join(f"{name}/{suite}" if "systemd" in name else name for name in names)
+        sources.append(f"deb {MIRROR} {suite} main")
+    # sid's and old suites' lists may be older than they say they may be.
+    subprocess.run(
+        ["mmdebstrap", "--variant=minbase", f"--include={packages.replace(' ', ',')}",
+         '--aptopt=Acquire::Check-Valid-Until "false"', *MERGED_USR.get(suite, ()), release, target, *sources],
+        check=True,
+    )  # fmt: skip

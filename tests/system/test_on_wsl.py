@@ -35,6 +35,10 @@ case $1 in
 *) echo "$*" >/run/wsl-asks; read -r _ </run/wsl-answers ;;
 esac
 """
+# Two seconds are for another distro to start or to end, which this wsl.exe waits for.
+SLEEP = """#!/bin/sh
+[ "$1" = 2 ] || exec /bin/sleep "$1"
+"""
 
 
 @pytest.fixture
@@ -42,7 +46,11 @@ def wsl(boot: Boot) -> Callable[[Vm], Distro]:
     """Boot a distro that has the script, and what it needs of Windows."""
 
     def do(vm: Vm, **options: object) -> Distro:
-        files = {"/usr/local/bin/wsl.exe": WSL_EXE, "/usr/local/bin/check.sh": SCRIPT.read_text()}
+        files = {
+            "/usr/local/bin/wsl.exe": WSL_EXE,
+            "/usr/local/bin/sleep": SLEEP,
+            "/usr/local/bin/check.sh": SCRIPT.read_text(),
+        }
         distro = boot(vm, files=files, **options)
         distro.windows_program("/usr/local/bin/cmd.exe")
         eventually(lambda: quiet(distro))

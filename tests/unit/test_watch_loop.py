@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import signal
 import socket
@@ -407,22 +406,28 @@ def test_formats_that_cannot_be_removed(
 @pytest.mark.parametrize("command", ["touch a", "echo >>x", "rm x", "chmod 600 register"])
 def test_what_it_is_told_of(tmp_path: Path, command: str) -> None:
     """Of every change of the table: an entry is added, written to or removed; and more than once."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, watch.SIGNALS)
-    directory = os.open(tmp_path, os.O_RDONLY)
-    try:
-        fcntl.fcntl(directory, fcntl.F_NOTIFY, watch.CHANGES)
-        for _ in range(2):
-            for name in "register", "x":
-                (tmp_path / name).touch()
-            (tmp_path / "a").unlink(missing_ok=True)
-            while signal.sigtimedwait({signal.SIGIO}, 0):
-                pass
-            # The shell is for the commands above.
-            subprocess.run(command, shell=True, check=True, cwd=tmp_path)  # noqa: S602
-            assert signal.sigtimedwait({signal.SIGIO}, 1)
-    finally:
-        os.close(directory)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    # A process of its own, as a signal for a process may go to any of its threads.
+    program = f"""
+import fcntl, os, signal, subprocess
+from wsl_binfmt import watch
+signal.pthread_sigmask(signal.SIG_BLOCK, watch.SIGNALS)
+fcntl.fcntl(os.open(".", os.O_RDONLY), fcntl.F_NOTIFY, watch.CHANGES)
+for _ in range(2):
+    subprocess.run("touch register x; rm -f a", shell=True, check=True)
+    while signal.sigtimedwait({{signal.SIGIO}}, 0):
+        pass
+    subprocess.run({command!r}, shell=True, check=True)
+    print(signal.sigtimedwait({{signal.SIGIO}}, 1) is not None)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(support.GENERATOR.parent)},
+    )
+    assert done.stdout == "True\nTrue\n"
 
 
 @pytest.mark.parametrize("refusal", [errno.EINVAL, 0])
