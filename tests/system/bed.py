@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import fnmatch
 import functools
 import os
 import shutil
@@ -199,6 +200,7 @@ class Distro:
         root: Path = Path("/"),
         layers: Sequence[Path] = (),
         environment: Mapping[str, str] = WSL_ENVIRONMENT,
+        emulators: str = "aarch64",
         kernel: str = "",
         init: bool = True,
         wait: bool = True,
@@ -209,6 +211,7 @@ class Distro:
         files: text of files, by path; a link for a text of "-> TARGET".
         root: the root file system under it. layers: of an overlay, over that; the uppermost first.
         environment: of systemd. kernel: its release, if not the true one.
+        emulators: which of qemu's, of those that the root has, are registered: a pattern, "*" for all.
         init: whether it has a /init. wait: whether to wait until it is up.
         """
         self.vm = vm
@@ -217,6 +220,7 @@ class Distro:
         self.root = root
         self.layers = layers
         self.environment = environment
+        self.emulators = emulators
         self.kernel = kernel
         self.init = init
         self.wait = wait
@@ -398,10 +402,16 @@ class Distro:
         os.setxattr(units, "trusted.overlay.opaque", b"y")
         for unit in MASKED:
             (units / unit).symlink_to("/dev/null")
-        # In case the machine around it is a container: whiteouts, overlayfs(5).
+        # In case the machine around it is a container.
         (layer / "usr/sbin").mkdir(parents=True)
-        for path in ".dockerenv", "usr/sbin/policy-rc.d":
-            os.mknod(layer / path, stat.S_IFCHR, os.makedev(0, 0))
+        for hidden in ".dockerenv", "usr/sbin/policy-rc.d":
+            whiteout(layer / hidden)
+        # A restart takes twice as long with all thirty, which are for few tests.
+        for directory in "usr/lib/binfmt.d", "var/lib/binfmts":
+            (layer / directory).mkdir(parents=True)
+            for format_ in (self.root / directory).glob("qemu-*"):
+                if not fnmatch.fnmatch(format_.stem, f"qemu-{self.emulators}"):
+                    whiteout(layer / directory / format_.name)
         (units / "default.target").symlink_to("/usr/lib/systemd/system/multi-user.target")
         files = {
             "/etc/fstab": "",
@@ -503,6 +513,11 @@ def remove_cgroup(cgroup: Path) -> None:
                 if time.monotonic() > end:
                     raise
                 time.sleep(0.01)
+
+
+def whiteout(path: Path) -> None:
+    """Hide what lower layers of an overlay have by this path, see Documentation/filesystems/overlayfs.rst of Linux."""
+    os.mknod(path, stat.S_IFCHR, os.makedev(0, 0))
 
 
 def entries(table: Path) -> dict[str, str]:

@@ -67,7 +67,8 @@ class Contender:
 
     def boot(self, vm: bed.Vm, files: dict[str, str] | None = None) -> bed.Distro:
         """A distro with this protection."""
-        return vm.distro(installed=self.installed, files={**bed.NO_START_LIMIT, **self.files, **(files or {})})
+        files = {**bed.NO_START_LIMIT, **self.files, **(files or {})}
+        return vm.distro(installed=self.installed, files=files, emulators="*")
 
     def add(self, row: str, value: float) -> None:
         """Add a figure to a row."""

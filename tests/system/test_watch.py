@@ -418,8 +418,8 @@ def stormy() -> Iterator[tuple[Vm, list[Distro]]]:
         yield (
             vm,
             [
-                stack.enter_context(vm.distro(files=files)),
-                stack.enter_context(vm.distro(files={**files, **bed.BINFMT_SUPPORT})),
+                stack.enter_context(vm.distro(files=files, emulators="*")),
+                stack.enter_context(vm.distro(files={**files, **bed.BINFMT_SUPPORT}, emulators="*")),
                 stack.enter_context(vm.distro(files=files, installed=False)),
             ],
         )
