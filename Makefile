@@ -134,7 +134,7 @@ REQUIREMENTS = /usr/bin/python3 -c 'import sys, tomllib; \
 
 .venv/done: pyproject.toml
 	/usr/bin/python3 -m venv .venv
-	$(REQUIREMENTS) tests lint pictures | .venv/bin/pip install --quiet --requirement /dev/stdin
+	$(REQUIREMENTS) tests check lint pictures | .venv/bin/pip install --quiet --requirement /dev/stdin
 	touch $@
 
 # The unit tests on every Python from 3.8 that this machine has.

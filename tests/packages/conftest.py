@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 
     Clone = Callable[[Path], Path]
     Make = Callable[..., None]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _patience() -> None:
+    """Give way to what boots in the test bed meanwhile, in another process of `make check`."""
+    os.nice(10)
 
 
 @pytest.fixture(scope="session")

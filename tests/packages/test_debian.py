@@ -149,19 +149,19 @@ def test_upgrade_during_repairs(vm: bed.Vm, boot: Boot, deb: Path, next_deb: Pat
     script(distro, "takes-effect")
 
 
-@pytest.mark.parametrize("how", ["--remove", "--purge"])
-def test_removal_leaves_nothing(any_vm: bed.Vm, boot: Boot, deb: Path, how: str) -> None:
+def test_removal_leaves_nothing(any_vm: bed.Vm, boot: Boot, deb: Path) -> None:
     distro = boot(any_vm, files=bed.BINFMT_SUPPORT)
     before = services(distro), mounts(distro)
-    dpkg(distro, "--install", deb)
-    # As a service leaves it that is killed on its way.
-    hook = "/usr/lib/wsl-binfmt-generator/service-hook"
-    distro.run("env", "INVOCATION_ID=1", hook, "starting", "binfmt-support.service", "yes")
-    with distro.launching() as launches:
-        assert dpkg(distro, how, PACKAGE) == ""
-    assert launches.failed == 0
-    assert right(any_vm)
-    assert (services(distro), mounts(distro)) == before
+    for how in "--remove", "--purge":
+        dpkg(distro, "--install", deb)
+        # As a service leaves it that is killed on its way.
+        hook = "/usr/lib/wsl-binfmt-generator/service-hook"
+        distro.run("env", "INVOCATION_ID=1", hook, "starting", "binfmt-support.service", "yes")
+        with distro.launching() as launches:
+            assert dpkg(distro, how, PACKAGE) == ""
+        assert launches.failed == 0
+        assert right(any_vm)
+        assert (services(distro), mounts(distro)) == before
     dpkg(distro, "--install", deb)
     script(distro, "goes-away")
     assert (services(distro), mounts(distro)) == before

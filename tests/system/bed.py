@@ -409,9 +409,9 @@ class Distro:
         # A restart takes twice as long with all thirty, which are for few tests.
         for directory in "usr/lib/binfmt.d", "var/lib/binfmts":
             (layer / directory).mkdir(parents=True)
-            for format_ in (self.root / directory).glob("qemu-*"):
-                if not fnmatch.fnmatch(format_.stem, f"qemu-{self.emulators}"):
-                    whiteout(layer / directory / format_.name)
+            for path in (self.root / directory).glob("qemu-*"):
+                if not fnmatch.fnmatch(path.stem, f"qemu-{self.emulators}"):
+                    whiteout(layer / directory / path.name)
         (units / "default.target").symlink_to("/usr/lib/systemd/system/multi-user.target")
         files = {
             "/etc/fstab": "",
@@ -424,8 +424,8 @@ class Distro:
         if name and "protectBinfmt=false" not in conf and "enabled=false" not in conf:
             override = OVERRIDE_CONF.format(table=TABLE, name=name)
             files["/run.wsl/systemd/system-generators/wsl-generator"] = WSL_GENERATOR.format(override=override)
-        for path, text in files.items():
-            file = layer / path.lstrip("/")
+        for target, text in files.items():
+            file = layer / target.lstrip("/")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.unlink(missing_ok=True)
             if text.startswith("-> "):
