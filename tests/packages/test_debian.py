@@ -293,6 +293,8 @@ mount --bind /run/lock root/run/lock
 cp "$2"/dist/*.dsc "$2"/dist/*_* root/root
 # Not chroot: nsenter(1), in the test bed, goes to the root of the mounts.
 cd root
+# man-db would read all pages, three times.
+rm -f var/lib/man-db/auto-update
 mkdir old
 pivot_root . old
 umount -l old

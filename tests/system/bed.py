@@ -71,11 +71,13 @@ WSL_ENVIRONMENT = {
     "container_host_id": "windows",
     "container_host_version_id": "2.6.3",
 }
-# These would act on the machine around the distro, or wait for hardware.
+# These would act on the machine around the distro, wait for hardware, or are for nobody in the test bed.
 MASKED = (
+    "cryptsetup.target",
     "dev-hugepages.mount",
     "dev-mqueue.mount",
     "getty.target",
+    "integritysetup.target",
     "kmod-static-nodes.service",
     "modprobe@.service",
     "remote-fs.target",
@@ -83,21 +85,29 @@ MASKED = (
     "sys-kernel-config.mount",
     "sys-kernel-debug.mount",
     "sys-kernel-tracing.mount",
+    "systemd-ask-password-console.path",
+    "systemd-ask-password-wall.path",
     "systemd-firstboot.service",
+    "systemd-initctl.socket",
+    "systemd-journal-flush.service",
     "systemd-logind.service",
     "systemd-modules-load.service",
     "systemd-networkd.service",
     "systemd-pcrphase.service",
     "systemd-pcrphase-sysinit.service",
     "systemd-random-seed.service",
+    "systemd-remount-fs.service",
     "systemd-resolved.service",
     "systemd-sysctl.service",
     "systemd-sysusers.service",
+    "systemd-tmpfiles-clean.timer",
     "systemd-timesyncd.service",
     "systemd-udev-trigger.service",
     "systemd-udevd.service",
     "systemd-update-utmp.service",
     "systemd-update-utmp-runlevel.service",
+    "systemd-user-sessions.service",
+    "veritysetup.target",
 )
 # Files for a distro: services that may be restarted over and over, and a service of Debian's
 # that is not always enabled.
@@ -406,6 +416,13 @@ class Distro:
         (layer / "usr/sbin").mkdir(parents=True)
         for hidden in ".dockerenv", "usr/sbin/policy-rc.d":
             whiteout(layer / hidden)
+        if self.root == Path("/"):
+            # Those are for its hardware and its services, and take a quarter of a boot.
+            generators = Path("usr/lib/systemd/system-generators")
+            (layer / generators).mkdir(parents=True)
+            for path in (self.root / generators).iterdir():
+                if path.name != "wsl-binfmt-generator":
+                    whiteout(layer / generators / path.name)
         # A restart takes twice as long with all thirty, which are for few tests.
         for directory in "usr/lib/binfmt.d", "var/lib/binfmts":
             (layer / directory).mkdir(parents=True)

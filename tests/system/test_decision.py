@@ -33,7 +33,7 @@ CONTAINERS: dict[str, dict[str, object]] = {
 
 
 def drop_ins(distro: Distro) -> str:
-    return distro.shell("cd /run/systemd/generator && find . | grep -i binfmt || :").strip()
+    return distro.run("find", "/run/systemd", "-path", "*/generator*", "-iname", "*binfmt*").strip()
 
 
 def active(distro: Distro) -> list[str]:
