@@ -89,7 +89,6 @@ MASKED = (
     "systemd-ask-password-wall.path",
     "systemd-firstboot.service",
     "systemd-initctl.socket",
-    "systemd-journal-flush.service",
     "systemd-logind.service",
     "systemd-modules-load.service",
     "systemd-networkd.service",
