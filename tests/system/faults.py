@@ -56,8 +56,10 @@ class Fault(NamedTuple):
 
     def was_made(self, trace: str) -> bool:
         """Whether a trace has it; a program may come to an end before it."""
-        sign = rf"--- {self.what} |killed by {self.what}" if self.what in SIGNALS else r"\(INJECTED\)"
-        return re.search(sign, trace) is not None
+        if self.what in SIGNALS:
+            # strace does not show one that the program has blocked.
+            return len(re.findall(rf"\b{self.call}\(", trace)) >= self.number
+        return "(INJECTED)" in trace
 
 
 def calls(trace: str, begin: str) -> list[tuple[str, int]]:
