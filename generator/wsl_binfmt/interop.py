@@ -182,11 +182,15 @@ class Interop:
 
     def _bridge(self, finding: Finding) -> None:
         """Make WSL answer, and leave WSLInterop to whoever holds a stand-in."""
-        if finding.fault and not finding.is_answered():
+        # Another process, as this distro's watch, takes these for held once this one has ended.
+        released = [name for name in finding.leftovers if name not in self._stand_ins]
+        if finding.is_answered(without=finding.leftovers):
+            self._remove(finding.leftovers)
+        elif finding.fault and finding.is_answered(without=released):
+            self._remove(released)
+        elif finding.fault:
             newest = self._register_stand_in()
             self._remove(name for name in finding.leftovers if name != newest)
-        elif finding.is_answered(without=finding.leftovers):
-            self._remove(finding.leftovers)
         if finding.enabled_anew:
             self._disable()
 

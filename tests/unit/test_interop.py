@@ -224,6 +224,30 @@ def test_two_release_at_once(formats: kernel.Table) -> None:
     assert formats.names == ["WSLInterop"]
 
 
+@pytest.mark.parametrize(
+    "newer",
+    [
+        [interop.rule(THEIRS)],
+        # Our watch has one there already, as the one that is to be released was outranked.
+        [interop.rule(THEIRS), CLI, interop.rule(MINE)],
+    ],
+)
+def test_released_while_another_is_held(formats: kernel.Table, newer: list[bytes]) -> None:
+    """What answers then is one that our watch knows: nobody has to wait until it has been there for HOLD_MAX."""
+    of_another = interop.STAND_IN + "2"
+    for rule in [kernel.WSL, interop.rule(of_another), WINE, *newer]:
+        formats.add(rule)
+    watch = Interop()
+    watch.look(table.entries())
+    assert Interop(release=[THEIRS]).repair() is None
+    assert THEIRS not in formats.names
+    assert formats.names[0] == MINE
+    formats.drop(of_another)
+    assert watch.repair()
+    assert formats.names[0] == "WSLInterop"
+    assert MINE not in formats.names
+
+
 def test_gone_alone(formats: kernel.Table) -> None:
     """Whoever removed WSLInterop alone has time to register it: a stand-in answers meanwhile."""
     formats.add(QEMU)
