@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -209,7 +210,7 @@ class Distro:
         root: Path = Path("/"),
         layers: Sequence[Path] = (),
         environment: Mapping[str, str] = WSL_ENVIRONMENT,
-        emulators: str = "aarch64",
+        formats: str = "qemu-aarch64",
         kernel: str = "",
         init: bool = True,
         wait: bool = True,
@@ -220,7 +221,7 @@ class Distro:
         files: text of files, by path; a link for a text of "-> TARGET".
         root: the root file system under it. layers: of an overlay, over that; the uppermost first.
         environment: of systemd. kernel: its release, if not the true one.
-        emulators: which of qemu's, of those that the root has, are registered: a pattern, "*" for all.
+        formats: which files of the root's packages for binfmt.d and binfmt-support it has: a pattern, "*" for all.
         init: whether it has a /init. wait: whether to wait until it is up.
         """
         self.vm = vm
@@ -229,7 +230,7 @@ class Distro:
         self.root = root
         self.layers = layers
         self.environment = environment
-        self.emulators = emulators
+        self.formats = formats
         self.kernel = kernel
         self.init = init
         self.wait = wait
@@ -422,11 +423,11 @@ class Distro:
             for path in (self.root / generators).iterdir():
                 if path.name != "wsl-binfmt-generator":
                     whiteout(layer / generators / path.name)
-        # A restart takes twice as long with all thirty, which are for few tests.
+        # A restart takes twice as long with all of qemu's, which are for few tests.
         for directory in "usr/lib/binfmt.d", "var/lib/binfmts":
             (layer / directory).mkdir(parents=True)
-            for path in (self.root / directory).glob("qemu-*"):
-                if not fnmatch.fnmatch(path.stem, f"qemu-{self.emulators}"):
+            for path in (self.root / directory).glob("*"):
+                if not fnmatch.fnmatch(path.name.removesuffix(".conf"), self.formats):
                     whiteout(layer / directory / path.name)
         (units / "default.target").symlink_to("/usr/lib/systemd/system/multi-user.target")
         files = {
@@ -451,17 +452,19 @@ class Distro:
             file.chmod(0o755 if text.startswith("#!") else 0o644)
 
 
+@dataclass
 class Launches:
-    """How launches went."""
+    """How launches went; times are those without one that went well, in milliseconds."""
 
-    count = 0
-    failed = 0
-    outage = 0.0  # milliseconds, the longest time without one that went well
+    count: int = 0
+    failed: int = 0
+    outage: float = 0.0  # the longest
+    lost: float = 0.0  # those in which one failed, in sum
 
     def read(self, output: IO[str]) -> None:
         """Read what launch.c prints at its end."""
-        count, failed, outage = output.readline().split()
-        self.count, self.failed, self.outage = int(count), int(failed), float(outage)
+        count, failed, outage, lost = output.readline().split()
+        self.count, self.failed, self.outage, self.lost = int(count), int(failed), float(outage), float(lost)
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import bed
 import document
-from checks import NO_BINFMT_D_OF_USR, eventually, no_jobs, right
+from checks import eventually, no_jobs, right
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +47,7 @@ TIMER = {
     f"{bed.WANTS}/interop.timer": "-> ../interop.timer",
 }
 RIVAL = {"/etc/binfmt.d/wine.conf": ":wine:M::MZ::/bin/true:\n"}
-WITH_F = {**NO_BINFMT_D_OF_USR, "/etc/binfmt.d/x.conf": ":x:M::xxxx::/bin/true:F\n"}
+X = "/etc/binfmt.d/x.conf"
 
 
 @dataclass
@@ -65,10 +65,10 @@ class Contender:
         """A VM for such distros."""
         return bed.Vm(generation or self.generation, self.source)
 
-    def boot(self, vm: bed.Vm, files: dict[str, str] | None = None) -> bed.Distro:
+    def boot(self, vm: bed.Vm, files: dict[str, str] | None = None, formats: str = "*") -> bed.Distro:
         """A distro with this protection."""
         files = {**bed.NO_START_LIMIT, **self.files, **(files or {})}
-        return vm.distro(installed=self.installed, files=files, emulators="*")
+        return vm.distro(installed=self.installed, files=files, formats=formats)
 
     def add(self, row: str, value: float) -> None:
         """Add a figure to a row."""
@@ -143,14 +143,14 @@ def boots(contender: Contender) -> None:
 def shutdowns(turns: int) -> None:
     """Time of a shutdown, against that of a distro with nothing in the same turn."""
     for _ in range(turns):
-        for name, files in (
-            ("no formats of its own", NO_BINFMT_D_OF_USR),
-            ("a format without F", {**WITH_F, "/etc/binfmt.d/x.conf": ":x:M::xxxx::/bin/true:\n"}),
-            ("a format with F", WITH_F),
+        for name, rule in (
+            ("no formats of its own", "# none\n"),
+            ("a format without F", ":x:M::xxxx::/bin/true:\n"),
+            ("a format with F", ":x:M::xxxx::/bin/true:F\n"),
         ):
             taken = {}
             for contender in NOTHING, FIRST, OURS:
-                with contender.vm() as vm, contender.boot(vm, files) as distro:
+                with contender.vm() as vm, contender.boot(vm, {X: rule}, formats="") as distro:
                     settled(distro)
                     start = time.perf_counter()
                     distro.shutdown()

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* launch PROGRAM [SECONDS]: starts PROGRAM over and over until SIGTERM or the time is up.
  * Prints how many launches there were, how many were not answered by /init (see init.c), and
- * the longest time in milliseconds without one that was. */
+ * the times without one that was, in milliseconds: the longest, and the sum of those in which
+ * one failed. */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -27,8 +28,8 @@ static double now(void) {
 
 int main(int argc, char **argv) {
         char *args[] = { argv[1], "--quiet", NULL }, *environment[] = { NULL };
-        long launches = 0, failed = 0;
-        double end = argc > 2 ? now() + atof(argv[2]) * 1e3 : 0, good = now(), outage = 0;
+        long launches = 0, failed = 0, failed_before = 0;
+        double end = argc > 2 ? now() + atof(argv[2]) * 1e3 : 0, good = now(), outage = 0, lost = 0;
         struct sigaction action = { .sa_handler = stop };
 
         posix_spawn_file_actions_t quiet;
@@ -52,9 +53,15 @@ int main(int argc, char **argv) {
                         outage = time - good;
                 if (error != 0 || !WIFEXITED(status) || WEXITSTATUS(status) != 42)
                         failed++;
-                else
+                else {
+                        if (failed > failed_before)
+                                lost += time - good;
+                        failed_before = failed;
                         good = time;
+                }
         }
-        printf("%ld %ld %.1f\n", launches, failed, outage);
+        if (failed > failed_before)
+                lost += now() - good;
+        printf("%ld %ld %.1f %.1f\n", launches, failed, outage, lost);
         return 0;
 }

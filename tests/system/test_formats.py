@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import bed
-from checks import NO_BINFMT_D_OF_USR, eventually, foreign_program, inodes, quiet, right
+from checks import briefly, eventually, foreign_program, inodes, quiet, right
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.system
 SERVICE = "systemd-binfmt.service"
 X = "/etc/binfmt.d/x.conf"
 X_RULE = ":x:M::xxxx::/bin/true:F\n"
-OURS = {**NO_BINFMT_D_OF_USR, X: X_RULE, "/etc/binfmt.d/y.conf": ":y:M::yyyy::/bin/true:\n"}
+OURS = {X: X_RULE, "/etc/binfmt.d/y.conf": ":y:M::yyyy::/bin/true:\n"}
 OF_BINFMT_SUPPORT = {
     "/var/lib/binfmts/z": "z\nmagic\n0\nzzzz\n\n/bin/true\n\n\n\nyes\n",
     **bed.BINFMT_SUPPORT,
@@ -48,7 +48,7 @@ def test_formats_end_with_the_service(any_vm: Vm, boot: Boot) -> None:
     any_vm.write("register", ":y:M::another::/bin/true:")
     distro.systemctl("stop", SERVICE)
     after = inodes(any_vm)
-    assert before.keys() - after.keys() == {"x"}
+    assert before.keys() - after.keys() == {"x", "qemu-aarch64"}
     assert after["theirs"] == before["theirs"]
     assert after["WSLInterop"] == before["WSLInterop"]
     distro.systemctl("start", SERVICE)
@@ -185,7 +185,7 @@ def test_a_restart_is_not_a_stop(any_vm: Vm, boot: Boot) -> None:
         for _ in range(25):
             distro.systemctl("restart", SERVICE)
     assert launches.count > 100
-    assert launches.failed < 25
+    assert briefly(launches)
     assert launches.outage < 100
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import bed
-from checks import BEFORE_THE_WATCH, NO_BINFMT_D_OF_USR, eventually, no_jobs, quiet, right
+from checks import briefly, eventually, no_jobs, quiet, right
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +63,7 @@ def test_an_unprotected_peer_shuts_down(any_vm: Vm, boot: Boot) -> None:
         eventually(lambda: set(any_vm.names()) >= before and right(any_vm))
     if any_vm.generation != "2.9":
         assert (any_vm.table / "WSLInterop").stat().st_ino != inode, "it did not wipe: this test shows nothing"
-    assert launches.failed <= BEFORE_THE_WATCH
+    assert briefly(launches)
     assert distro.interop()
 
 
@@ -83,10 +83,8 @@ def test_two_restart_at_once(any_vm: Vm, boot: Boot, names: str) -> None:
     distros = [
         boot(
             any_vm,
-            files={
-                **NO_BINFMT_D_OF_USR,
-                "/etc/binfmt.d/wine.conf": f":wine{number if names == 'two' else ''}:M::MZ::/bin/true:\n",
-            },
+            files={"/etc/binfmt.d/wine.conf": f":wine{number if names == 'two' else ''}:M::MZ::/bin/true:\n"},
+            formats="",
             start_limit=False,
         )
         for number in range(2)
@@ -98,8 +96,8 @@ def test_two_restart_at_once(any_vm: Vm, boot: Boot, names: str) -> None:
         for distro in distros:
             eventually(partial(no_jobs, distro), 30)
     # Each start registers a rival anew.
-    assert one.failed <= BEFORE_THE_WATCH
-    assert other.failed <= BEFORE_THE_WATCH
+    assert briefly(one)
+    assert briefly(other)
     eventually(lambda: right(any_vm))
     # A rule fails where another distro has registered its name in between; so does WSL's own of override.conf.
     if names == "two" and any_vm.generation in ("none", "2.9"):
@@ -109,8 +107,8 @@ def test_two_restart_at_once(any_vm: Vm, boot: Boot, names: str) -> None:
 
 def test_two_with_the_same_rule_start_at_once(vm: Vm, boot: Boot) -> None:
     """What either registered then is not removed with the other's."""
-    files = {**NO_BINFMT_D_OF_USR, "/etc/binfmt.d/x.conf": ":x:M::xxxx::/bin/true:F\n"}
-    distros = [boot(vm, files=files, start_limit=False) for _ in range(2)]
+    files = {"/etc/binfmt.d/x.conf": ":x:M::xxxx::/bin/true:F\n"}
+    distros = [boot(vm, files=files, formats="", start_limit=False) for _ in range(2)]
     for _ in range(20):
         for distro in distros:
             distro.systemctl("restart", "--no-block", "systemd-binfmt.service")

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import bed
-from checks import NO_BINFMT_D_OF_USR, all_quiet, eventually, inodes, no_jobs, quiet, right
+from checks import all_quiet, eventually, inodes, no_jobs, quiet, right
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -418,8 +418,8 @@ def stormy() -> Iterator[tuple[Vm, list[Distro]]]:
         yield (
             vm,
             [
-                stack.enter_context(vm.distro(files=files, emulators="*")),
-                stack.enter_context(vm.distro(files={**files, **bed.BINFMT_SUPPORT}, emulators="*")),
+                stack.enter_context(vm.distro(files=files, formats="*")),
+                stack.enter_context(vm.distro(files={**files, **bed.BINFMT_SUPPORT}, formats="*")),
                 stack.enter_context(vm.distro(files=files, installed=False)),
             ],
         )
@@ -467,7 +467,7 @@ def test_a_loss_during_a_daemon_reload(vm: Vm, boot: Boot) -> None:
 def test_two_distros_with_other_rules_of_one_name(vm: Vm, boot: Boot) -> None:
     """They do not take the name from one another for ever."""
     distros = [
-        boot(vm, files={**NO_BINFMT_D_OF_USR, "/etc/binfmt.d/wine.conf": f":wine:M::MZ::/bin/{name}:\n"})
+        boot(vm, files={"/etc/binfmt.d/wine.conf": f":wine:M::MZ::/bin/{name}:\n"}, formats="")
         for name in ("true", "false")
     ]
     for _ in range(3):
