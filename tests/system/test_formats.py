@@ -184,7 +184,7 @@ def test_a_restart_is_not_a_stop(any_vm: Vm, boot: Boot) -> None:
     with distro.launching(program) as launches:
         for _ in range(25):
             distro.systemctl("restart", SERVICE)
-    assert launches.count > 100
+    assert launches.count > 20
     assert briefly(launches)
     assert launches.outage < 100
 
