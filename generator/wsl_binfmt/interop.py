@@ -182,15 +182,16 @@ class Interop:
 
     def _bridge(self, finding: Finding) -> None:
         """Make WSL answer, and leave WSLInterop to whoever holds a stand-in."""
-        # Another process, as this distro's watch, takes these for held once this one has ended.
+        # Once this process has ended, nobody knows that these are released, and our watch would wait HOLD_MAX for
+        # them. Those of our own it knows by their names.
         released = [name for name in finding.leftovers if name not in self._stand_ins]
-        if finding.is_answered(without=finding.leftovers):
-            self._remove(finding.leftovers)
-        elif finding.fault and finding.is_answered(without=released):
-            self._remove(released)
-        elif finding.fault:
+        if finding.fault and not finding.is_answered(without=released):
             newest = self._register_stand_in()
             self._remove(name for name in finding.leftovers if name != newest)
+        elif finding.is_answered(without=finding.leftovers):
+            self._remove(finding.leftovers)
+        elif finding.fault:
+            self._remove(released)
         if finding.enabled_anew:
             self._disable()
 

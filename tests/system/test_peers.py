@@ -96,8 +96,8 @@ def test_two_restart_at_once(any_vm: Vm, boot: Boot, names: str) -> None:
         for distro in distros:
             eventually(partial(no_jobs, distro), 30)
     # Each start registers a rival anew.
-    assert briefly(one)
-    assert briefly(other)
+    assert briefly(one, 40)
+    assert briefly(other, 40)
     eventually(lambda: right(any_vm))
     # A rule fails where another distro has registered its name in between; so does WSL's own of override.conf.
     if names == "two" and any_vm.generation in ("none", "2.9"):

@@ -49,7 +49,7 @@ def test_every_launch_works(any_vm: bed.Vm, boot: Boot, root: Path, content: str
             assert right(any_vm)
     assert launches.count > 20
     # Each start registers what is to be outranked anew.
-    assert briefly(launches)
+    assert briefly(launches, 6)
     assert distro.interop()
     assert "x" in any_vm.names()
 
