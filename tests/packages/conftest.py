@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session", autouse=True)
 def _patience() -> None:
-    """Give way to what boots in the test bed meanwhile, in another process of `make check`."""
+    """Give way to what boots in the test bed meanwhile, in another process of `make check`; see bed.Vm."""
     os.nice(10)
 
 

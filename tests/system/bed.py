@@ -136,6 +136,9 @@ class Vm:
             except BlockingIOError:
                 print("waiting for another user of the test bed", file=sys.stderr)
                 fcntl.flock(lock, fcntl.LOCK_EX)
+            # Whoever others wait for is not to wait for their builds, as it would with the priority of tests/packages.
+            stack.callback(os.setpriority, os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0))
+            os.setpriority(os.PRIO_PROCESS, 0, 0)
             clear_up()
             private_mounts()
             self.directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=PREFIX)))
@@ -221,7 +224,7 @@ class Distro:
         files: text of files, by path; a link for a text of "-> TARGET".
         root: the root file system under it. layers: of an overlay, over that; the uppermost first.
         environment: of systemd. kernel: its release, if not the true one.
-        formats: which files of the root's packages for binfmt.d and binfmt-support it has: a pattern, "*" for all.
+        formats: a pattern for the names of the formats that the root's packages register; "*" for all, "" for none.
         init: whether it has a /init. wait: whether to wait until it is up.
         """
         self.vm = vm

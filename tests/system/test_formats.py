@@ -40,7 +40,7 @@ def test_formats_end_with_the_service(any_vm: Vm, boot: Boot) -> None:
     """What it registered is removed when it stops; what is another's is not, be it of the same name."""
     any_vm.write("register", ":theirs:M::theirs::/bin/true:")
     any_vm.write("register", ":x:M::before::/bin/true:")
-    distro = boot(any_vm, files=OURS)
+    distro = boot(any_vm, files=OURS, formats="")
     eventually(lambda: quiet(distro) and right(any_vm))
     before = inodes(any_vm)
     assert {"theirs", "x", "y"} <= set(before)
@@ -48,7 +48,7 @@ def test_formats_end_with_the_service(any_vm: Vm, boot: Boot) -> None:
     any_vm.write("register", ":y:M::another::/bin/true:")
     distro.systemctl("stop", SERVICE)
     after = inodes(any_vm)
-    assert before.keys() - after.keys() == {"x", "qemu-aarch64"}
+    assert before.keys() - after.keys() == {"x"}
     assert after["theirs"] == before["theirs"]
     assert after["WSLInterop"] == before["WSLInterop"]
     distro.systemctl("start", SERVICE)
@@ -184,7 +184,7 @@ def test_a_restart_is_not_a_stop(any_vm: Vm, boot: Boot) -> None:
     with distro.launching(program) as launches:
         for _ in range(25):
             distro.systemctl("restart", SERVICE)
-    assert launches.count > 20
+    assert launches.count > 100
     assert briefly(launches, 25)
     assert launches.outage < 100
 

@@ -57,7 +57,7 @@ def test_every_launch_works(any_vm: Vm, boot: Boot, content: str) -> None:
             assert right(any_vm)
             distro.systemctl("daemon-reload")
             distro.systemctl("restart", SYSTEMD_BINFMT)
-    assert launches.count > 20
+    assert launches.count > 100
     # The service registers a rival anew each time, and one launch may come before the watch.
     assert launches.failed == 0 or (re.search("MZ|exe", "".join(BINFMT_D[content].values())) and briefly(launches, 8))
     assert distro.interop()
@@ -73,7 +73,7 @@ def test_many_restarts(any_vm: Vm, boot: Boot, content: str, restarts: int) -> N
     distro = boot(any_vm, files=BINFMT_D[content], start_limit=False, formats="*")
     with distro.launching() as launches:
         distro.shell(f"for number in $(seq {restarts}); do systemctl restart {SYSTEMD_BINFMT}; done")
-    assert launches.count > restarts
+    assert launches.count > 10 * restarts
     assert launches.failed == 0 or (content == "a rival" and briefly(launches, restarts))
 
 
