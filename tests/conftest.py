@@ -61,6 +61,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Have one process run all tests of a folder: there is one test bed, and packages are built once."""
+    # `make unit` has no xdist.
     from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415
 
     scheduler = LoadScopeScheduling(config, log)

@@ -172,7 +172,7 @@ def main(files: list[str]) -> int:
             flush=True,
         )
         unexplained += counts["unexplained"]
-    # The same change of two lines of a function is one here: of "break", say.
+    # Two lines of a function with the same change, as of "break", are one mutant here: it may be killed and survive.
     for mutant in sorted(listed - alive):
         print(f"{'killed' if mutant in seen else 'no mutant any more'}, but explained:\n{mutant}\n")
     shutil.rmtree(BUILD)
