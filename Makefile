@@ -11,7 +11,7 @@ COMPILE = yes
 
 help:
 	@echo 'make demo            see it work'
-	@echo 'make shell           a distro to play in; WSL=none, 2.6.1, 2.6, 2.9 or read-only'
+	@echo 'make shell           a distro to play in; WSL=none, 2.0.9, 2.6.1, 2.6, 3.0 or read-only'
 	@echo 'make install         install it; DESTDIR= and PREFIX=/usr'
 	@echo 'make uninstall       undo that'
 	@echo 'make test            run the tests that need no root'
@@ -72,7 +72,7 @@ uninstall:
 
 # What boots in the test bed is an overlay of this machine's root.
 BED_DEPENDS = python3 systemd systemd-sysv dbus binfmt-support gcc libc6-dev util-linux
-TEST_DEPENDS = $(BED_DEPENDS) mmdebstrap procps python3-venv qemu-user-static strace
+TEST_DEPENDS = $(BED_DEPENDS) mmdebstrap procps python3-venv strace
 
 demo: DEPENDS = $(BED_DEPENDS)
 demo: depends
