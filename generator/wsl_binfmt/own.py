@@ -43,7 +43,7 @@ class OwnEntries:
         # As of the last time when the table had settled: the own entries, each with its service and rule; those of them
         # that an administrator has disabled; and the inodes of entries that have no more than the name of a rule.
         self._own: "dict[str, tuple[str, bytes]]" = saved.get("own", {})
-        self._disabled: "set[str]" = saved.get("disabled", set())
+        self._disabled: "set[str]" = saved.get("disabled own", set())
         self._foreign: "set[int]" = set()
         # When the table changed last, and first since it had settled; 0 if it has.
         self._changed = self._unsettled = 0.0
@@ -59,7 +59,12 @@ class OwnEntries:
         """Return what the next watch begins with."""
         names = {*self._own, interop.NAME, *[*self._before][-SAVED_MAX:]}
         entries = {name: inode for name, inode in self._before.items() if name in names}
-        return {"entries": entries, "own": self._own, "disabled": self._disabled, "invocations": self._invocations}
+        return {
+            "entries": entries,
+            "own": self._own,
+            "disabled own": self._disabled,
+            "invocations": self._invocations,
+        }
 
     def is_wiped(self, entries: "dict[str, int]") -> bool:
         """Whether nothing is left of what was there at the last look. WSLInterop alone is not all that was there."""
