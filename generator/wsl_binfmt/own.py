@@ -48,7 +48,7 @@ class OwnEntries:
         # When the table changed last, and first since it had settled; 0 if it has.
         self._changed = self._unsettled = 0.0
         # What is to come back if it has a rule; and since when what is gone that does so only if another distro leaves.
-        self._lost: "dict[str, None]" = {}
+        self._lost: "dict[str, None]" = dict.fromkeys(saved.get("lost", ()))
         self._gone: "dict[str, float]" = {}
         # Inodes of marks, and services that have stopped, with the time since when.
         self._marks: "dict[int, float]" = {}
@@ -61,6 +61,7 @@ class OwnEntries:
         entries = {name: inode for name, inode in self._before.items() if name in names}
         return {
             "entries": entries,
+            "lost": [*self._lost],
             "own": self._own,
             "disabled own": self._disabled,
             "invocations": self._invocations,
