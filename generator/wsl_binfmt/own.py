@@ -197,17 +197,19 @@ class OwnEntries:
             is_kept = any(self._invocations.get(service) for service in makers.difference(services))
             if makers.intersection(services) and not is_kept:
                 leaving.append(name)
-        if leaving:
-            with table.Lock():
-                table.remove(self._mark)
-                table.register(LEAVING_RULE.format(self._mark).encode())
-                table.disable(self._mark)
-                self._remove(leaving)
+        self._remove(leaving)
 
-    def _remove(self, names: "Iterable[str]") -> None:
-        for name in names:
-            table.remove(name)
-            self._own.pop(name, None)
+    def _remove(self, names: "Collection[str]") -> None:
+        """Remove own entries, after a mark for distros that have the same rules."""
+        if not names:
+            return
+        with table.Lock():
+            table.remove(self._mark)
+            table.register(LEAVING_RULE.format(self._mark).encode())
+            table.disable(self._mark)
+            for name in names:
+                table.remove(name)
+                self._own.pop(name, None)
 
 
 def _is_for_this_program(rule: bytes) -> bool:
