@@ -84,6 +84,7 @@ class OwnEntries:
         was. Returns when to look again although nothing changes; 0 for never.
         """
         before, self._before = self._before, entries
+        is_first = not self._changed
         if changed or before != entries:
             # The oldest is registered again first.
             gone = [name for name in reversed([*before]) if name not in entries and name not in self._disabled]
@@ -95,7 +96,7 @@ class OwnEntries:
         self._look_at_marks(entries, now)
         self._look_at_services(now, reloaded=reloaded)
         settled = min(self._changed + QUIET, self._unsettled + QUIET_MAX) if self._unsettled else 0.0
-        if settled and now >= settled:
+        if settled and (is_first or now >= settled):
             self._settle(entries)
             settled = 0.0
         dues = [since + SECOND for since in (*self._marks.values(), *self._stopped.values())]
