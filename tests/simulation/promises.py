@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: MIT
+"""What must hold: after each write, after each look of a watch, and when all is quiet."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, NamedTuple
+
+from simulation import world
+from simulation.actors import is_active, name_of, watch_of
+from wsl_binfmt import rules
+
+if TYPE_CHECKING:
+    from simulation.scheduler import Actor, Process, Simulation
+    from simulation.world import Distro, Entry
+
+WSLINTEROP, TEMPORARY, LEAVING = "WSLInterop", "WSLInterop-temporary", "wsl-binfmt-leaving-"
+QUIET = 0.05
+
+
+class Removal(NamedTuple):
+    """When an entry was removed by something that is none of ours, and which."""
+
+    time: float
+    inode: int
+
+
+class Promises:
+    """The promises, and what has to be remembered for them from one quiet time to the next: a round."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+        self._table = simulation.table
+        self._was_windows = False
+        # Whether an administrator has disabled WSLInterop; None: what the watches could know of it is contradictory.
+        self._is_off: bool | None = False
+        self._removed_by_hand = 0.0  # when WSLInterop was, alone
+        self._off_since = self._enabled_by_hand = 0.0
+        # When a program that is none of ours last did what takes Windows programs from /init.
+        self._disturbed = 0.0
+        # As of the last quiet time: own entries of each distro, and the names of disabled ones.
+        self._own: dict[Distro, dict[str, Entry]] = {}
+        self._disabled: set[str] = set()
+        self._ape: Entry | None = None
+        # In this round: names that were removed by others, marks and wipes, with the times.
+        self._removed: dict[str, Removal] = {}
+        self._marks: list[float] = []
+        self._wipes: list[float] = []
+        self._unclear: set[str] = set()  # names that may be there or not
+        self._replaced: set[str] = set()  # names that others have given to entries of their own
+        self._watch_was_away = False
+
+    # After each operation
+
+    def before_write(self, _actor: Actor, _file: Entry | str, _data: bytes) -> None:
+        """Remember what is before a write."""
+        self._was_windows = self._table.handler_of_windows() == "/init"
+        self._before = list(self._table.entries)
+
+    def after_write(self, actor: Actor, file: Entry | str, data: bytes, failure: OSError | None) -> None:
+        """Check what a write did."""
+        now = self._simulation.now
+        command = data.strip() if file != "register" else b"register"
+        name = str(file) if command != b"register" else name_of(data)
+        if failure:
+            if command == b"register" and failure.errno == errno.EEXIST and actor.role != "watch":
+                self._refused(actor, name)
+            return
+        actor.last_write = now
+        if command == b"register":
+            entry = self._table.entries[0]
+            entry.born, entry.by = now, actor
+            if actor.role == "watch":
+                self._watch_registers(actor, entry)
+            else:
+                if self._removed.pop(name, None):
+                    self._replaced.add(name)
+                self._disabled.discard(name)
+            if name.startswith(LEAVING):
+                self._marks.append(now)
+        elif command == b"-1" and file == "status":
+            self._wipes.append(now)
+            if actor.role == "watch":
+                self._simulation.breaks("a watch wipes the table")
+        elif not isinstance(file, world.Entry) or file not in self._before:
+            pass
+        elif command == b"-1":
+            if actor.role == "watch":
+                self._watch_removes(actor, file)
+            elif name == WSLINTEROP:
+                self._removed_by_hand = now
+            elif name not in (WSLINTEROP, TEMPORARY):
+                self._removed[name] = Removal(now, file.inode)
+                if name == "APE":
+                    self._ape = None
+        elif actor.role == "other":
+            self._unclear.add(name)
+            self._disabled.discard(name)
+            if name == WSLINTEROP:
+                self._switched_by_hand(is_off=command == b"0")
+        elif command == b"1":
+            self._simulation.breaks(f"{actor.name} enables {name}")
+        elif name == WSLINTEROP and actor.looked < self._off_since < now - QUIET and command == b"0":
+            self._is_off = None  # a late watch has not seen that it was enabled
+        self._windows(actor, file, name)
+
+    def _windows(self, actor: Actor, file: Entry | str, name: str) -> None:
+        """Who handles Windows programs."""
+        is_windows = self._table.handler_of_windows() == "/init"
+        if actor.role == "other" and not (is_windows and self._was_windows):
+            self._disturbed = self._simulation.now
+        if self._was_windows and not is_windows:
+            # A rule of the distro is a rival's: whoever registers it, it is the newest until a watch has looked.
+            is_rule = file == "register" and name not in (WSLINTEROP, TEMPORARY)
+            if is_rule or (actor.role == "service" and name == WSLINTEROP):
+                self._disturbed = self._simulation.now
+            # After so long, others go on without the lock.
+            elif actor.role == "watch" and self._removed_by_hand > actor.listed:
+                self._disturbed = self._simulation.now
+            elif actor.role != "other" and self._is_off is False and not (actor.distro and actor.distro.lateness > 0.4):
+                self._simulation.breaks(f"{actor.name} takes Windows programs from /init")
+
+    def _switched_by_hand(self, *, is_off: bool) -> None:
+        self._is_off, self._off_since = is_off, self._simulation.now
+        if not is_off:
+            self._enabled_by_hand = self._simulation.now
+        wsl = self._table.get(WSLINTEROP)
+        assert wsl
+        for process in self._simulation.processes():
+            process.knows_off = False
+            if process.saved_inode != wsl.inode:
+                self._is_off = None
+
+    def _watch_registers(self, actor: Actor, entry: Entry) -> None:
+        process = actor
+        if entry.name in (WSLINTEROP, TEMPORARY) and entry.matches(b"MZ", b"") and self._is_off and process.knows_off:
+            self._simulation.breaks(f"{actor.name} registers {entry.name}, which was disabled by hand")
+        if entry.name in self._disabled:
+            self._simulation.breaks(f"{actor.name} enables {entry.name}, which was disabled by hand")
+        since = self._removed.pop(entry.name, None)
+        if since is None or entry.name in self._unclear:
+            return
+        if any(mark > since.time - 1.2 for mark in self._marks):
+            return
+        if since.inode not in process.distro.seen or process.removals_seen.get(entry.name) != since and process.distro.wiped > since.time:
+            return
+        self._simulation.breaks(f"{actor.name} brings back {entry.name}, which was removed on purpose")
+
+    def _watch_removes(self, actor: Actor, entry: Entry) -> None:
+        if entry.name in (WSLINTEROP, TEMPORARY) or entry.name.startswith(LEAVING):
+            if entry.name == WSLINTEROP and self._is_off and actor.read_inode.get(WSLINTEROP, (0, 0.0))[1] < self._off_since:
+                self._is_off = None  # it was decided before
+            return
+        if entry.name == "APE" or entry.content in actor.distro.contents:
+            return
+        if entry.born > actor.read_inode.get(entry.name, (0, 0.0))[1]:
+            return  # registered since the watch has read it
+        self._simulation.breaks(f"{actor.name} removes {entry.name}, which no rule of {actor.distro.name} has made")
+
+    def _refused(self, actor: Actor, name: str) -> None:
+        """A registration of another program fails since the name is there."""
+        entry = self._table.get(name)
+        if not entry or entry.by is None or entry.by.role != "watch" or name in (WSLINTEROP, TEMPORARY):
+            return
+        now = self._simulation.now
+        is_late = now - actor.last_write > QUIET * 0.9
+        if any(mark > now - 2.5 for mark in self._marks) or is_late or any(wipe > now - 3 for wipe in self._wipes):
+            return
+        self._simulation.breaks(f"{actor.name} cannot register {name}: {entry.by.name} has brought it back")
+
+    # Operations of a watch
+
+    def watch_is_away(self) -> None:
+        """A watch is killed or stopped."""
+        self._watch_was_away = True
+
+    def after_list(self, process: Process) -> None:
+        """A watch lists the table."""
+        now, distro = self._simulation.now, process.distro
+        if not process.listed and distro.known_off not in (None, self._is_off):
+            self._is_off = None  # what the watch before has saved is older
+        process.listed = now
+        process.inodes = {entry.inode for entry in self._table.entries}
+        if distro.listed and not distro.listed & process.inodes:
+            distro.wiped = now
+        process.removals_seen.update({name: since for name, since in self._removed.items() if since.time > distro.wiped})
+        self._forget_off()
+        distro.seen |= process.inodes
+
+    def _forget_off(self) -> None:
+        """Nobody is left who knows that WSLInterop was disabled."""
+        wsl = self._table.get(WSLINTEROP)
+        if self._is_off and (not wsl or wsl.enabled):
+            watches = [process for process in self._simulation.processes() if process.knows_off and not process.is_killed]
+            distros = [distro for distro in self._simulation.distros if distro.is_up and distro.known_off]
+            if not watches and not distros:
+                self._is_off = None
+
+    def after_read(self, process: Process, file: Entry | str) -> None:
+        """A watch reads an entry."""
+        if isinstance(file, world.Entry):
+            process.read_inode[file.name] = (file.inode, self._simulation.now)
+            if file.name == WSLINTEROP:
+                process.read_off = not file.enabled
+
+    def after_save(self, process: Process) -> None:
+        """A watch has written its state file."""
+        if process.listed > self._off_since:
+            process.distro.known_off = self._is_off
+
+    def after_look(self, process: Process) -> None:
+        """A watch waits, as it has done what was to be done."""
+        process.looked = process.listed
+        if process.last_write < process.listed:  # otherwise it looks again
+            process.distro.listed = process.inodes
+            process.distro.first_looked = process.distro.first_looked or self._simulation.now
+        read = process.read_inode.get(WSLINTEROP)
+        process.saved_inode = read[0] if read else 0
+        process.knows_off = process.knows_off or process.read_off
+        if self._simulation.now < self._enabled_by_hand + 1.2 * QUIET:
+            return  # it was enabled by hand, and every watch is to see that
+        if (
+            process.listed > self._disturbed
+            and self._is_off is False
+            and self._table.enabled
+            and not self._table.refuses
+            and "/init" in process.distro.programs
+            and self._table.handler_of_windows() != "/init"
+        ):
+            self._simulation.breaks(f"{process.name} has looked, and Windows programs go to {self._table.handler_of_windows()}")
+
+    # When all is quiet
+
+    def quiet(self) -> None:
+        """Check what holds when all is quiet, and begin a round."""
+        simulation, there = self._simulation, {entry.name: entry for entry in self._table.entries}
+        watching = [process.distro for process in simulation.processes()]
+        wsl = there.get(WSLINTEROP)
+        self._forget_off()
+        if watching and not self._table.refuses:
+            handler = self._table.handler_of_windows()
+            if self._is_off is None:
+                self._is_off = bool(wsl and not wsl.enabled)
+            if not self._is_off and self._table.enabled and handler != "/init":
+                simulation.breaks(f"all is quiet, and Windows programs go to {handler}")
+            if self._is_off and (not wsl or wsl.enabled):
+                simulation.breaks("all is quiet, and WSLInterop, disabled by hand, is " + ("enabled" if wsl else "missing"))
+            for name in there:
+                if name == TEMPORARY or name.startswith(LEAVING):
+                    simulation.breaks(f"all is quiet, and {name} is there")
+            self._quiet_ape(there)
+        for distro in simulation.distros:
+            if distro.protected:
+                self._quiet_distro(distro, there)
+        self._own = {
+            distro: {name: there[name] for name in self._own_names(distro) if name in there and there[name].enabled}
+            for distro in watching
+        }
+        self._disabled = {entry.name for entry in self._table.entries if not entry.enabled and entry.name != WSLINTEROP}
+        self._ape = there.get("APE")
+        for distro in simulation.distros:
+            distro.known_off = self._is_off
+        self._removed, self._marks, self._wipes, self._unclear = {}, [], [], set()
+        self._replaced = set()
+        if self._ape and not self._is_off and not self._is_ape_behind(there):
+            self._watch_was_away = False
+        for distro in simulation.distros:
+            distro.lateness = 0.0
+            distro.changed_rules = False
+        for process in simulation.processes():
+            process.removals_seen = {}
+
+    def _own_names(self, distro: Distro) -> set[str]:
+        found = set()
+        for rule in (rule for of_service in distro.rules().values() for rule in of_service):
+            entry = self._table.get(name_of(rule))
+            try:
+                if entry and entry.content == world.Entry(rule).content:
+                    found.add(entry.name)
+            except OSError:
+                pass
+        return found
+
+    def _is_ape_behind(self, there: dict[str, Entry]) -> bool:
+        names = list(there)
+        return {"APE", WSLINTEROP} <= set(names) and names.index("APE") > names.index(WSLINTEROP)
+
+    def _quiet_ape(self, there: dict[str, Entry]) -> None:
+        if self._ape and "APE" not in there and not self._wipes:
+            self._simulation.breaks("APE is gone")
+        if self._is_ape_behind(there) and there["APE"].enabled and not self._watch_was_away and not self._is_off:
+            self._simulation.breaks("all is quiet, and APE is behind WSLInterop")
+
+    def _quiet_distro(self, distro: Distro, there: dict[str, Entry]) -> None:
+        simulation = self._simulation
+        process = watch_of(simulation, distro)
+        mine = distro.rules()
+        elsewhere = {
+            content for other in simulation.distros if other is not distro and other.is_up for content in other.contents
+        }
+        if process:
+            for name, _ in self._own.get(distro, {}).items():
+                services = [service for service, own in mine.items() if name in map(name_of, own)]
+                if (
+                    name not in there
+                    and services
+                    and all(is_active(distro, service) for service in services)
+                    and name not in self._removed
+                    and name not in self._unclear | self._replaced
+                    and not distro.changed_rules
+                    and distro.lateness < 0.6
+                ):
+                    simulation.breaks(f"all is quiet, and {name} of {distro.name} is not back")
+        if distro.ended > distro.booted and distro.ended_cleanly or (process and not distro.changed_rules):
+            for name, entry in there.items():
+                if entry.content in distro.contents and entry.content not in elsewhere and entry.enabled:
+                    services = [service for service, own in mine.items() if name in map(name_of, own)]
+                    if any(is_active(distro, service) or service in distro.failed for service in services):
+                        continue
+                    stopped = distro.leaves if not distro.is_up else max((distro.stopped.get(s, 0.0) for s in services), default=0.0)
+                    if services and max(entry.born, distro.first_looked) < stopped and distro.lateness < 0.6:
+                        simulation.breaks(f"all is quiet, and {name} is left of {distro.name}")
