@@ -121,10 +121,10 @@ class Interop:
         if self.disabled:
             return [(table.register, PLACEHOLDER), (table.disable, NAME)], MISSING, 0.0
         rivals, specific, misplaced = self._neighbours(entries)
-        if wsl is None and due:
-            order = [*entries, ""]  # the newest comes first
-            is_first = clear and order.index(TEMPORARY) < order.index((rivals or [""])[0])
-            return [] if is_first else [*clear, *_register(TEMPORARY, specific)], "", due
+        order = [*entries, ""]  # the newest comes first
+        is_first = clear and order.index(TEMPORARY) < order.index((rivals or [""])[0])
+        if wsl is None and due and (is_first or not clear):
+            return [] if is_first else _register(TEMPORARY, specific), "", due
         if wsl is None:
             return [*_register(NAME, specific), *clear], MISSING, 0.0
         if is_as_registered(wsl) and not rivals:
@@ -133,7 +133,8 @@ class Interop:
         replace: "Writes" = [(_remove_enabled, NAME), *_register(NAME, specific), (table.remove, TEMPORARY)]
         if is_placeholder:
             return replace, f"{NAME} was enabled by hand", 0.0
-        return [*clear, (table.register, rule(TEMPORARY)), *replace], fault, 0.0
+        # An earlier repair may not have come to its end.
+        return ([] if is_first else [*clear, (table.register, rule(TEMPORARY))]) + replace, fault, 0.0
 
     def repair(self, plan: "Plan" = ([], "", 0.0), *, wiped: bool = True) -> "Plan":
         """Do what a look found, or what another one finds; returns what has been done. Raises OSError."""
