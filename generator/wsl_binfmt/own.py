@@ -133,7 +133,7 @@ class OwnEntries:
                 old = [name for name, own in self._own.items() if own[0] == service and own not in known.get(name, [])]
                 self._remove(old)
                 # update-binfmts has passed over the name of a rule that has changed.
-                self._lose(old, now)
+                self._lose([name for name in old if name not in self._disabled], now)
         for service, since in [*self._stopped.items()]:
             if now >= since + SECOND:
                 del self._stopped[service]
