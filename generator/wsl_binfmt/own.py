@@ -90,6 +90,8 @@ class OwnEntries:
             gone = [name for name in reversed([*before]) if name not in entries and name not in self._disabled]
             gone = [name for name in gone if before[name] not in self._foreign]
             self._gone.update({} if wiped else dict.fromkeys(gone, now))
+            # What came back and is gone again was removed on purpose.
+            self._lost = {name: None for name in self._lost if name not in entries}
             self._lose(gone if wiped else [], now)
         self._look_at_marks(entries, now)
         self._look_at_services(now, reloaded=reloaded)
