@@ -64,7 +64,7 @@ class OwnEntries:
             "lost": [*self._lost],
             "own": self._own,
             "disabled own": self._disabled,
-            "invocations": self._invocations,
+            "invocations": {**self._invocations, **dict.fromkeys(self._stopped, "stopped")},
         }
 
     def is_wiped(self, entries: "dict[str, int]") -> bool:
