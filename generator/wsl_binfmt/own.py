@@ -133,6 +133,8 @@ class OwnEntries:
             if reloaded or (invocation != before and invocation):
                 known = rules.read()
                 old = [name for name, own in self._own.items() if own[0] == service and own not in known.get(name, [])]
+                # Another distro may have registered an entry of that name since.
+                old = [name for name in old if self._makers(name, {})[1]]
                 self._remove(old)
                 # update-binfmts has passed over the name of a rule that has changed.
                 self._lose([name for name in old if name not in self._disabled], now)
