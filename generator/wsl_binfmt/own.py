@@ -149,9 +149,9 @@ class OwnEntries:
         """Bring back what is lost, and learn which entries are own."""
         self._unsettled = 0.0
         known = rules.read()
-        lost, self._lost = self._lost, {}
-        if lost:
-            self._bring_back({name: known[name] for name in lost if name in known})
+        if self._lost:
+            # Until a look has seen that they are there: there may be a wipe before that.
+            self._lost = dict.fromkeys(self._bring_back({name: known[name] for name in self._lost if name in known}))
         own: "dict[str, tuple[str, bytes]]" = {}
         self._disabled, self._foreign = set(), set()
         for name, inode in reversed([*entries.items()]):
@@ -172,7 +172,8 @@ class OwnEntries:
         entry = table.read(name) if candidates else None
         return entry, [own for own in candidates if entry and table.parse_rule(own[1])[1].says() == entry.says()]
 
-    def _bring_back(self, lost: "dict[str, list[tuple[str, bytes]]]") -> None:
+    def _bring_back(self, lost: "dict[str, list[tuple[str, bytes]]]") -> "list[str]":
+        """Register what is lost, and return the names of what has been."""
         registered = []
         with table.Lock():
             for name, candidates in lost.items():
@@ -187,6 +188,7 @@ class OwnEntries:
                     self._tell(f"cannot register {name} again: {e.strerror}")
         if registered:
             self._tell(f"own entries were lost: registered {', '.join(registered)} again", repair=True)
+        return registered
 
     def leave(self, services: "Collection[str]" = rules.SERVICES) -> None:
         """Remove the own entries of services, which have been stopped or end with the distro; raises OSError.
