@@ -47,6 +47,7 @@ class OwnEntries:
         self._foreign: "set[int]" = set()
         # When the table changed last, and first since it had settled; 0 if it has.
         self._changed = self._unsettled = 0.0
+        self._has_settled = False
         # What is to come back if it has a rule; and since when what is gone that does so only if another distro leaves.
         self._lost: "dict[str, None]" = dict.fromkeys(saved.get("lost", ()))
         self._gone: "dict[str, float]" = {}
@@ -83,8 +84,19 @@ class OwnEntries:
         is_wiped(). changed: whether the table has. reloaded: whether a service
         was. Returns when to look again although nothing changes; 0 for never.
         """
+        self.notice(entries, now, wiped=wiped, changed=changed)
+        self._look_at_marks(entries, now)
+        self._look_at_services(now, reloaded=reloaded)
+        settled = min(self._changed + QUIET, self._unsettled + QUIET_MAX) if self._unsettled else 0.0
+        if settled and (not self._has_settled or now >= settled):
+            self._settle(entries)
+            settled = 0.0
+        dues = [since + SECOND for since in (*self._marks.values(), *self._stopped.values())]
+        return min(filter(None, (settled, *dues)), default=0.0)
+
+    def notice(self, entries: "dict[str, int]", now: float, *, wiped: bool, changed: bool) -> None:
+        """See what has changed since the last look; its arguments are those of look()."""
         before, self._before = self._before, entries
-        is_first = not self._changed
         if changed or before != entries:
             # The oldest is registered again first.
             gone = [name for name in reversed([*before]) if name not in entries and name not in self._disabled]
@@ -93,14 +105,6 @@ class OwnEntries:
             # What came back and is gone again was removed on purpose.
             self._lost = {name: None for name in self._lost if name not in entries}
             self._lose(gone if wiped else [], now)
-        self._look_at_marks(entries, now)
-        self._look_at_services(now, reloaded=reloaded)
-        settled = min(self._changed + QUIET, self._unsettled + QUIET_MAX) if self._unsettled else 0.0
-        if settled and (is_first or now >= settled):
-            self._settle(entries)
-            settled = 0.0
-        dues = [since + SECOND for since in (*self._marks.values(), *self._stopped.values())]
-        return min(filter(None, (settled, *dues)), default=0.0)
 
     def _lose(self, names: "Iterable[str]", now: float) -> None:
         """Have entries brought back when the table has settled."""
@@ -147,7 +151,7 @@ class OwnEntries:
 
     def _settle(self, entries: "dict[str, int]") -> None:
         """Bring back what is lost, and learn which entries are own."""
-        self._unsettled = 0.0
+        self._unsettled, self._has_settled = 0.0, True
         known = rules.read()
         if self._lost:
             # Until a look has seen that they are there: there may be a wipe before that.

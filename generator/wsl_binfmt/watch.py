@@ -102,6 +102,8 @@ class Watch:
             _, fault, _ = self._interop.repair(plan, wiped=wiped)
             if fault:
                 self._tell(f"{fault}: restored", repair=True)
+            # Not what is there after the repair: that has made other entries of those that were there.
+            self._own.notice(entries, now, wiped=wiped, changed=self._changed)
             self._repairs_in_a_row += 1
             # A program that undoes each repair must not have the machine busy with it.
             return now + (0.1 if self._repairs_in_a_row > IN_A_ROW_MAX else 0.0)
