@@ -248,6 +248,7 @@ def ends(simulation: Simulation, distro: Distro) -> Step:
                 else:
                     actor.end()
         distro.is_up, distro.ended = False, simulation.now
+        distro.saved = set()
         distro.known_off, distro.first_looked = None, 0.0
         distro.links.clear()
         distro.failed.clear()

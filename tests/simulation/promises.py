@@ -18,6 +18,11 @@ WSLINTEROP, TEMPORARY, LEAVING = "WSLInterop", "WSLInterop-temporary", "wsl-binf
 QUIET = 0.05
 
 
+def is_ours(name: str) -> bool:
+    """Whether all watches may remove an entry of this name."""
+    return name in (WSLINTEROP, TEMPORARY) or name.startswith(LEAVING)
+
+
 class Removal(NamedTuple):
     """When an entry was removed by something that is none of ours, and which."""
 
@@ -48,7 +53,9 @@ class Promises:
         self._wipes: list[float] = []
         self._unclear: set[str] = set()  # names that may be there or not
         self._replaced: set[str] = set()  # names that others have given to entries of their own
+        self._touched: dict[str, float] = {}  # when names were registered
         self._watch_was_away = False
+        self._began = 0.0
 
     # After each operation
 
@@ -73,8 +80,10 @@ class Promises:
             if actor.role == "watch":
                 self._watch_registers(actor, entry)
             else:
-                if self._removed.pop(name, None):
+                self._removed.pop(name, None)
+                if actor.role == "other":
                     self._replaced.add(name)
+                self._touched[name] = now
                 self._disabled.discard(name)
             if name.startswith(LEAVING):
                 self._marks.append(now)
@@ -115,7 +124,7 @@ class Promises:
             if is_rule or (actor.role == "service" and name == WSLINTEROP):
                 self._disturbed = self._simulation.now
             # After so long, others go on without the lock.
-            elif actor.role == "watch" and self._removed_by_hand > actor.listed:
+            elif actor.role == "watch" and max(self._removed_by_hand, *self._wipes, 0.0) > actor.listed:
                 self._disturbed = self._simulation.now
             elif actor.role != "other" and self._is_off is False and not (actor.distro and actor.distro.lateness > 0.4):
                 self._simulation.breaks(f"{actor.name} takes Windows programs from /init")
@@ -147,7 +156,7 @@ class Promises:
         self._simulation.breaks(f"{actor.name} brings back {entry.name}, which was removed on purpose")
 
     def _watch_removes(self, actor: Actor, entry: Entry) -> None:
-        if entry.name in (WSLINTEROP, TEMPORARY) or entry.name.startswith(LEAVING):
+        if is_ours(entry.name):
             if entry.name == WSLINTEROP and self._is_off and actor.read_inode.get(WSLINTEROP, (0, 0.0))[1] < self._off_since:
                 self._is_off = None  # it was decided before
             return
@@ -179,10 +188,14 @@ class Promises:
         now, distro = self._simulation.now, process.distro
         if not process.listed and distro.known_off not in (None, self._is_off):
             self._is_off = None  # what the watch before has saved is older
+        if not process.listed:
+            distro.listed = distro.saved
         process.listed = now
         process.inodes = {entry.inode for entry in self._table.entries}
-        if distro.listed and not distro.listed & process.inodes:
-            distro.wiped = now
+        if process.looks:
+            process.looks, process.looked_at = False, process.inodes
+            if distro.listed and not distro.listed & process.inodes:
+                distro.wiped = now
         process.removals_seen.update({name: since for name, since in self._removed.items() if since.time > distro.wiped})
         self._forget_off()
         distro.seen |= process.inodes
@@ -205,14 +218,15 @@ class Promises:
 
     def after_save(self, process: Process) -> None:
         """A watch has written its state file."""
+        process.distro.saved = process.looked_at
         if process.listed > self._off_since:
             process.distro.known_off = self._is_off
 
     def after_look(self, process: Process) -> None:
         """A watch waits, as it has done what was to be done."""
-        process.looked = process.listed
+        process.looked, process.looks = process.listed, True
+        process.distro.listed = process.looked_at
         if process.last_write < process.listed:  # otherwise it looks again
-            process.distro.listed = process.inodes
             process.distro.first_looked = process.distro.first_looked or self._simulation.now
         read = process.read_inode.get(WSLINTEROP)
         process.saved_inode = read[0] if read else 0
@@ -256,12 +270,13 @@ class Promises:
             distro: {name: there[name] for name in self._own_names(distro) if name in there and there[name].enabled}
             for distro in watching
         }
-        self._disabled = {entry.name for entry in self._table.entries if not entry.enabled and entry.name != WSLINTEROP}
+        self._disabled = {entry.name for entry in self._table.entries if not entry.enabled and not is_ours(entry.name)}
         self._ape = there.get("APE")
         for distro in simulation.distros:
             distro.known_off = self._is_off
         self._removed, self._marks, self._wipes, self._unclear = {}, [], [], set()
-        self._replaced = set()
+        self._replaced, self._touched = set(), {}
+        self._began = simulation.now
         if self._ape and not self._is_off and not self._is_ape_behind(there):
             self._watch_was_away = False
         for distro in simulation.distros:
@@ -308,7 +323,9 @@ class Promises:
                     and name not in self._removed
                     and name not in self._unclear | self._replaced
                     and not distro.changed_rules
-                    and distro.lateness < 0.6
+                    and max(other.lateness for other in simulation.distros) < 0.6
+                    and distro.booted < self._began
+                    and not any(0 < wipe - self._touched.get(name, wipe) < 0.3 for wipe in self._wipes)
                 ):
                     simulation.breaks(f"all is quiet, and {name} of {distro.name} is not back")
         if distro.ended > distro.booted and distro.ended_cleanly or (process and not distro.changed_rules):

@@ -114,7 +114,9 @@ class Process(Actor):
         self.listed = self.looked = 0.0  # when it began its last look, and its last one that has ended
         self.read_inode: dict[str, tuple[int, float]] = {}
         self.saved_inode = 0
-        self.inodes: set[int] = set()
+        self.inodes: set[int] = set()  # as of its last list, and as of the first one of its last look
+        self.looked_at: set[int] = set()
+        self.looks = True  # its next list begins a look
         self.knows_off = self.read_off = False
         self.removals_seen: dict[str, float] = {}
         self._main = main

@@ -46,7 +46,7 @@ class Posix:
     def waitpid(self, service: str, _options: int) -> tuple[int, int]:
         """Wait for `systemctl is-failed`."""
         me = process()
-        me.turn(0.01 + 100 * me.pace())
+        me.turn(0.01 + min(0.5, 100 * me.pace()))
         return 0, 0 if service in me.distro.failed else 256
 
     def open(self, path: str, _flags: int) -> int:

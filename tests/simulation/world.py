@@ -200,6 +200,7 @@ class Distro:
         self.lateness = 0.0
         self.first_looked = 0.0
         self.listed: set[int] = set()  # the inodes that its watch saw last, and when none was left of them
+        self.saved: set[int] = set()
         self.wiped = 0.0
         self.seen: set[int] = set()
         self.known_off: bool | None = False  # whether its watch has saved that WSLInterop is disabled
