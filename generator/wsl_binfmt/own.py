@@ -161,9 +161,10 @@ class OwnEntries:
         """Bring back what is lost, and learn which entries are own now that all files have been written."""
         self._unsettled = 0.0
         self._read_rules()
-        lost, self._lost = self._lost, {}
-        if lost:
-            self._bring_back({name: self._known[name] for name in lost if name in self._known})
+        if self._lost:
+            lost = {name: self._known[name] for name in self._lost if name in self._known}
+            # Until a look has seen that they are there: there may be a wipe before that.
+            self._lost = dict.fromkeys(self._bring_back(lost))
         self._foreign = set()
         self._learn(entries, entries)
 
@@ -188,7 +189,8 @@ class OwnEntries:
         entry = table.read(name) if candidates else None
         return entry, [own for own in candidates if entry and table.parse_rule(own[1])[1].says() == entry.says()]
 
-    def _bring_back(self, lost: "dict[str, list[tuple[str, bytes]]]") -> None:
+    def _bring_back(self, lost: "dict[str, list[tuple[str, bytes]]]") -> "list[str]":
+        """Register what is lost, and return the names of what has been."""
         registered = []
         with table.Lock():
             for name, candidates in lost.items():
@@ -203,6 +205,7 @@ class OwnEntries:
                     self._tell(f"cannot register {name} again: {e.strerror}")
         if registered:
             self._tell(f"own entries were lost: registered {', '.join(registered)} again", repair=True)
+        return registered
 
     def leave(self, services: "Collection[str]" = rules.SERVICES) -> None:
         """Remove the own entries of services, which have been stopped or end with the distro; raises OSError.
