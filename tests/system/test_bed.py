@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -165,3 +167,44 @@ def test_ape(vm: Vm, boot: Boot) -> None:
     program = distro.windows_program("/tmp/x.llamafile", bed.APE_MAGIC)
     assert distro.answer(program) == f"/usr/bin/ape {program} hello"
     assert distro.interop()
+
+
+@pytest.mark.parametrize("how", bed.INIT_ANSWERS)
+def test_init_answers_in_another_way(vm: Vm, boot: Boot, how: str) -> None:
+    distro = boot(vm, installed=False, emulators=0)
+    status, seconds, _ = bed.INIT_ANSWERS[how]
+    distro.init_answers(how, seconds and 0.2)
+    start = time.monotonic()
+    program = distro.windows_program()
+    said = distro.shell(f"{program} hello || echo status $?")
+    assert time.monotonic() - start >= min(seconds, 0.2)
+    said = re.sub(r"\((\d+)", "(PID", said)
+    assert said.endswith("status 1\n" if status else f"/init {program} {program} hello\n")
+    expected = bed.INIT_ANSWERS[how][2].replace("%s", program).replace("%d", "PID")
+    assert said.startswith(expected)
+    distro.init_answers("")
+    assert distro.interop()
+
+
+def test_init_needs_a_socket(vm: Vm, boot: Boot) -> None:
+    """The one that WSL_INTEROP names, if there is one; or else an ancestor's; or else it fails without a word."""
+    distro = boot(vm, installed=False, emulators=0)
+    program = distro.windows_program()
+    with distro.interop_socket() as of_all, distro.interop_socket("7_interop") as of_a_session:
+        assert distro.interop()
+        for name in of_a_session, "/run/WSL/9_interop":
+            assert "hello" in distro.run("env", f"WSL_INTEROP={name}", program, "hello")
+        distro.path("/run/WSL/9_interop").touch()
+        said = distro.run("env", "WSL_INTEROP=/run/WSL/9_interop", program, "hello", check=False)
+        assert re.fullmatch(r"<3>WSL \(\d+\) ERROR: UtilConnectUnix:510: connect failed 111\n", said)
+        distro.path(of_all).unlink()
+        assert distro.shell(f"{program} hello || echo $?") == "1\n"
+        assert "hello" in distro.run("env", f"WSL_INTEROP={of_a_session}", program, "hello")
+        # A shell that has one of its own is the parent.
+        assert "hello" in distro.shell(f"ln -s 7_interop /run/WSL/$$_interop; {program} hello; true")
+
+
+def test_init_in_a_directory_that_was_removed(vm: Vm, boot: Boot) -> None:
+    distro = boot(vm, installed=False, emulators=0)
+    program = distro.windows_program()
+    assert distro.shell(f"mkdir /tmp/x; cd /tmp/x; rmdir /tmp/x; {program} hello || echo $?") == "1\n"
