@@ -49,6 +49,7 @@ CLONE_NEWUTS = 0x4000000
 CLONE_NEWIPC = 0x8000000
 CLONE_NEWPID = 0x20000000
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+WAITING = "waiting for another user of the test bed\n"
 # How many times slower this machine is than a real one: an emulated processor is, see kernels.py.
 SLOWNESS = float(os.environ.get("WSL_BINFMT_SLOWNESS", "1"))
 # A loaded machine of two cores boots in a second; a hung one is not waited for.
@@ -223,7 +224,7 @@ class Vm:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print("waiting for another user of the test bed", file=sys.stderr)
+                print(WAITING, end="", file=sys.stderr)
                 fcntl.flock(lock, fcntl.LOCK_EX)
             # Whoever others wait for is not to wait for their builds, as it would with the priority of tests/packages.
             stack.callback(os.setpriority, os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0))
