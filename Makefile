@@ -46,7 +46,6 @@ install: $(if $(SCDOC),$(PAGES))
 	install -D -m 755 -t $(LIB)/systemd/system-generators generator/wsl-binfmt-generator
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin generator/wsl-binfmt
 	install -D -m 644 -t $(LIB)/wsl-binfmt-generator units/status units/WSLInterop.conf
-	install -D -m 755 -t $(LIB)/wsl-binfmt-generator generator/service-hook
 	install -D -m 644 -t $(LIB)/wsl-binfmt-generator/wsl_binfmt generator/wsl_binfmt/*.py
 	install -D -m 644 -t $(LIB)/systemd/system $(UNITS)
 	install -D -m 644 packaging/completion/wsl-binfmt.bash $(BASH_COMPLETION)/wsl-binfmt
@@ -56,7 +55,6 @@ install: $(if $(SCDOC),$(PAGES))
 		-e 's,/usr/\(bin/wsl-binfmt\|lib/wsl-binfmt-generator\|lib/systemd/system/\|lib/systemd/system-generators/\),$(PREFIX)/\1,g' \
 		$(DESTDIR)$(PREFIX)/bin/wsl-binfmt \
 		$(LIB)/systemd/system-generators/wsl-binfmt-generator \
-		$(LIB)/wsl-binfmt-generator/service-hook \
 		$(LIB)/wsl-binfmt-generator/wsl_binfmt/command.py \
 		$(LIB)/wsl-binfmt-generator/wsl_binfmt/facts.py \
 		$(UNITS:units/%=$(LIB)/systemd/system/%) \
