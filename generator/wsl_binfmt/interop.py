@@ -23,6 +23,9 @@ NAME = "WSLInterop"
 STAND_IN = NAME + "-held-by-"
 INIT = "/init"
 WINDOWS = b"MZ"  # what every Windows program begins with
+# How ordinary Windows programs begin, by their linkers.
+HEADERS = b"MZ\x90\0", b"MZP\0", b"MZx\0", b"MZ\0\0"
+TEMPORARY = NAME + "-temporary"
 MISSING = f"{NAME} is missing"
 NO_INIT = "/init cannot be run, it is what starts Windows programs; is this WSL?"
 # A start of systemd-binfmt.service with all the formats of qemu takes a twentieth of it.
@@ -61,6 +64,16 @@ def leads_to_init(entry: table.Entry) -> bool:
 def is_as_registered(entry: table.Entry) -> bool:
     """Whether an entry is what WSL registers. Flags that a later WSL may add are WSL's affair."""
     return leads_to_init(entry) and set(entry.flags) >= set(b"FP")
+
+
+handles_windows = leads_to_init
+
+
+def is_rival(entry: table.Entry) -> bool:
+    """Whether an entry would take ordinary Windows programs, were it newer than WSLInterop."""
+    if entry.extension is not None:
+        return entry.extension == b"exe"
+    return entry.magic is not None and not leads_to_init(entry) and any(map(entry.may_match, HEADERS))
 
 
 def stand_in() -> str:

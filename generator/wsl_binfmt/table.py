@@ -104,6 +104,29 @@ def parse(text: bytes) -> Entry:
     return entry
 
 
+def parse_rule(rule: bytes) -> "tuple[str, Entry]":
+    """Parse a rule as the kernel does, create_entry() there; raises ValueError if the kernel would refuse it."""
+    fields = rule[1:].split(rule[:1])
+    if len(fields) < 7 or fields[1] not in (b"M", b"E") or not fields[0] or not fields[5]:
+        raise ValueError("not a rule")
+    name, kind, offset, magic, mask, interpreter, flags = fields[:7]
+    entry = Entry(enabled=True, interpreter=interpreter, flags=flags.strip())
+    if kind == b"E":
+        entry.extension = magic
+        return name.decode(errors="surrogateescape"), entry
+    entry.offset = int(offset or b"0")
+    entry.magic, entry.mask = _unescape(magic), _unescape(mask) or None
+    if not entry.magic or (entry.mask is not None and len(entry.mask) != len(entry.magic)):
+        raise ValueError("no magic, or a mask of another length")
+    return name.decode(errors="surrogateescape"), entry
+
+
+def _unescape(text: bytes) -> bytes:
+    r"""Undo the \xHH of a rule's magic or mask."""
+    head, *rest = text.split(b"\\x")
+    return head + b"".join(bytes([int(each[:2], 16)]) + each[2:] for each in rest)
+
+
 def _escape(data: bytes, delimiter: int) -> bytes:
     r"""Write the bytes of a magic or mask as a rule has them: \xHH for those that would end or mean something."""
     return b"".join(b"\\x%02x" % byte if byte in (0, ord("\\"), delimiter) else b"%c" % byte for byte in data)

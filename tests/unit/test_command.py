@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,7 +15,8 @@ import pytest
 
 import kernel
 import support
-from wsl_binfmt import cli, command, facts, formats, interop, table
+from wsl_binfmt import command, formats, interop, restore, table
+from wsl_binfmt.diagnosis import gather, problems
 
 SERVICE = formats.SERVICES[0]
 STAND_IN = "WSLInterop-held-by-1"
@@ -48,12 +48,10 @@ def wsl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> kernel.Table:
     monkeypatch.setattr(table, "DIRECTORY", str(tmp_path))
     monkeypatch.setattr(interop, "INIT", str(tmp_path / "init"))
     monkeypatch.setattr(interop, "rule", lambda name: f":{name}:M::MZ::{tmp_path}/init:FP".encode())
-    monkeypatch.setattr(facts, "load_generator", Decision)
-    monkeypatch.setattr(facts, "stale_stand_ins", lambda _entries: [])
-    monkeypatch.setattr(facts, "read_entries", list)
+    monkeypatch.setattr(gather, "load_generator", Decision)
     monkeypatch.setattr(Decision, "elsewhere", "")
     monkeypatch.setattr(Decision, "interop", True)
-    monkeypatch.setattr(cli, "switch_on", lambda: False)
+    monkeypatch.setattr(restore, "switch_on", lambda: False)
     memory.formats.clear()
     memory.add(interop.rule("WSLInterop"))
     return memory
@@ -70,10 +68,12 @@ def wsl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> kernel.Table:
         ["Restore"],
         ["restore", "x"],
         ["restore", ""],
-        ["hold"],
-        ["started"],
-        ["started", "x"],
-        ["stopped", ""],
+        ["explain"],
+        ["explain", "x"],
+        ["status", "--from", "/dev/null"],
+        ["status", "--from", "/nowhere"],
+        ["status", "--from", "/dev/null", "x"],
+        ["report", "x", "y"],
         ["watch", "x"],
     ],
 )
@@ -93,7 +93,7 @@ def test_help(capfd: Captured, option: str) -> None:
     assert command.run([option]) == 0
     said = capfd.readouterr()
     assert said.err == ""
-    for action in "status", "restore":
+    for action in "status", "explain", "report", "restore":
         assert re.search(rf"^ +{action} ", said.out, re.MULTILINE)
     # What only units run is not for people.
     assert not re.search("watch|started|stopped", said.out)
@@ -111,7 +111,7 @@ def test_version(capfd: Captured) -> None:
 @pytest.mark.usefixtures("wsl")
 def test_nothing_wrong(capfd: Captured) -> None:
     """It says what it found right."""
-    right = "WSLInterop is as WSL registers it, and nothing outranks it: nothing to do\n"
+    right = "WSLInterop is as WSL registers it, and no other entry takes Windows programs: nothing to do\n"
     for args in ["restore"], ["restore", "--dry-run"]:
         assert command.run(args) == 0
         assert capfd.readouterr() == (right, "")
@@ -152,41 +152,6 @@ def test_after_a_change(wsl: kernel.Table, action: str) -> None:
     assert wsl.names == ["wine", STAND_IN, "WSLInterop"]
     assert command.run([action, SERVICE, STAND_IN]) == 0
     assert wsl.names == ["WSLInterop", "wine"]
-
-
-@pytest.mark.parametrize("tenths", range(1, 12))
-def test_a_stand_in_that_was_left(wsl: kernel.Table, monkeypatch: pytest.MonkeyPatch, tenths: int) -> None:
-    """It is removed, whichever look finds it old enough. tenths: of a second from one look at the clock to the next."""
-    wsl.add(interop.rule(STAND_IN))
-
-    def monotonic() -> float:
-        wsl.now += tenths / 10
-        return wsl.now
-
-    monkeypatch.setattr(time, "monotonic", monotonic)
-    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
-    monkeypatch.setattr(cli, "RESTORE_MAX", 100.0)
-    assert command.run(["restore"]) == 0
-    assert wsl.names == ["WSLInterop"]
-
-
-def test_a_stand_in_that_is_still_needed(wsl: kernel.Table, capfd: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A service holds one, and that of the watch answers: it is said once that it was removed, when it was."""
-    wsl.add(interop.rule(STAND_IN))
-    wsl.add(b":wine:M::MZ::/usr/bin/wine:")
-    wsl.add(interop.rule(interop.stand_in()))
-
-    def sleep(_seconds: float) -> None:
-        wsl.now += 0.1
-
-    monkeypatch.setattr(time, "sleep", sleep)
-    assert command.run(["restore"]) == 0
-    assert wsl.names == ["WSLInterop", "wine"]
-    said = capfd.readouterr().out.splitlines()
-    assert [line.partition(" was left behind")[0] for line in said] == [
-        "wine outranks WSLInterop: restored",
-        f"{interop.stand_in()}, {STAND_IN}",
-    ]
 
 
 def test_not_mounted(wsl: kernel.Table, capfd: Captured, tmp_path: Path) -> None:
@@ -268,6 +233,8 @@ def run(redirection: str, *args: str) -> subprocess.CompletedProcess[str]:
         (">/dev/full", ["--help"], 1),
         (">/dev/full", ["x"], 2),
         (">/dev/full", ["--list"], 1),
+        ("", ["explain", "shadowed"], 0),
+        ("", ["report", "-"], 4),
         ("2>&-", ["--version"], 0),
         (">&-", ["restore"], 4),
         (">&-", ["x"], 2),
@@ -276,7 +243,7 @@ def run(redirection: str, *args: str) -> subprocess.CompletedProcess[str]:
         ("2>/dev/full", ["restore"], 4),
     ],
 )
-@pytest.mark.skipif(Path(facts.GENERATOR).exists(), reason="it is installed on this machine")
+@pytest.mark.skipif(Path(problems.GENERATOR).exists(), reason="it is installed on this machine")
 def test_process(redirection: str, args: list[str], status: int) -> None:
     """Exit status, and never a traceback; channels that are closed or full change neither."""
     done = run(redirection, *args)
