@@ -11,7 +11,7 @@ COMPILE = yes
 
 help:
 	@echo 'make demo            see it work'
-	@echo 'make shell           a distro to play in; WSL=none, 2.6.1, 2.6, 2.9 or read-only'
+	@echo 'make shell           a distro to play in; WSL=none, 2.0.9, 2.6.1, 2.6, 3.0 or read-only'
 	@echo 'make install         install it; DESTDIR= and PREFIX=/usr'
 	@echo 'make uninstall       undo that'
 	@echo 'make test            run the tests that need no root'
@@ -46,7 +46,6 @@ install: $(if $(SCDOC),$(PAGES))
 	install -D -m 755 -t $(LIB)/systemd/system-generators generator/wsl-binfmt-generator
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin generator/wsl-binfmt
 	install -D -m 644 -t $(LIB)/wsl-binfmt-generator units/status units/WSLInterop.conf
-	install -D -m 755 -t $(LIB)/wsl-binfmt-generator generator/service-hook
 	install -D -m 644 -t $(LIB)/wsl-binfmt-generator/wsl_binfmt generator/wsl_binfmt/*.py
 	install -D -m 644 -t $(LIB)/wsl-binfmt-generator/wsl_binfmt/diagnosis generator/wsl_binfmt/diagnosis/*.py
 	install -D -m 644 -t $(LIB)/systemd/system $(UNITS)
@@ -57,7 +56,6 @@ install: $(if $(SCDOC),$(PAGES))
 		-e 's,/usr/\(bin/wsl-binfmt\|lib/wsl-binfmt-generator\|lib/systemd/system/\|lib/systemd/system-generators/\),$(PREFIX)/\1,g' \
 		$(DESTDIR)$(PREFIX)/bin/wsl-binfmt \
 		$(LIB)/systemd/system-generators/wsl-binfmt-generator \
-		$(LIB)/wsl-binfmt-generator/service-hook \
 		$(LIB)/wsl-binfmt-generator/wsl_binfmt/command.py \
 		$(LIB)/wsl-binfmt-generator/wsl_binfmt/diagnosis/problems.py \
 		$(UNITS:units/%=$(LIB)/systemd/system/%) \
@@ -73,7 +71,7 @@ uninstall:
 
 # What boots in the test bed is an overlay of this machine's root.
 BED_DEPENDS = python3 systemd systemd-sysv dbus binfmt-support gcc libc6-dev util-linux
-TEST_DEPENDS = $(BED_DEPENDS) mmdebstrap procps python3-venv qemu-user-static strace
+TEST_DEPENDS = $(BED_DEPENDS) mmdebstrap procps python3-venv strace
 
 demo: DEPENDS = $(BED_DEPENDS)
 demo: depends

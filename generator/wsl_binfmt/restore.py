@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`wsl-binfmt restore`: what the watch does, done by hand."""
+"""`wsl-binfmt restore`: what the watch does for WSLInterop, done by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import time
 from typing import Any, Callable
 
-from wsl_binfmt import interop, table
+from wsl_binfmt import interop, state, table
 from wsl_binfmt.diagnosis import gather
 
 RESTORE_MAX = 10.0  # seconds
@@ -36,20 +36,25 @@ def restore(generator: Any, tell: Callable[[str], object], *, dry_run: bool) -> 
         return
     if not os.access(interop.INIT, os.X_OK):
         raise RestoreError(interop.NO_INIT)
-    inode, disabled = interop.recall()
-    known = interop.Interop(inode, disabled=disabled)
+    saved = state.load()
+    known = interop.Interop(saved.get("inode", 0), disabled=saved.get("disabled", False))
     has_done = False
     end = time.monotonic() + RESTORE_MAX
     while True:
-        wrong = known.look(table.entries()).fault if dry_run else known.repair()
+        plan = known.look(table.entries(), time.monotonic()) if dry_run else known.repair()
+        writes, wrong, _ = plan
         if wrong:
             tell(f"{wrong}: would be restored" if dry_run else f"{wrong}: restored")
-            has_done = True
-        left = known.look(table.entries())
-        if dry_run or not (left.held_until or left.leftovers):
+        elif any(argument == interop.TEMPORARY for _, argument in writes):
+            tell("a temporary entry was left behind: " + ("would be removed" if dry_run else "removed"))
+        elif writes:
+            done = "would be put" if dry_run else "put"
+            tell(f"entries that are more specific than WSLInterop were behind it: {done} before it")
+        has_done = has_done or bool(writes)
+        if dry_run or not writes:
             break
         if time.monotonic() > end:
-            raise RestoreError("others change WSLInterop all the time, it is left to them")
+            raise RestoreError("another program changes WSLInterop all the time, it is left to that")
         time.sleep(0.01)
     if dry_run and os.geteuid() == 0 and gather.is_switched_on_behind_guard() is False:
         tell("the whole table was switched off (echo 0 >status): would be switched on")

@@ -1,17 +1,35 @@
 # SPDX-License-Identifier: MIT
-"""The rules of this distro: the texts in binfmt.d(5) that make entries."""
+"""The rules of this distro: what its two services register, binfmt.d(5) and update-binfmts(8)."""
 
 import posix
+
+from wsl_binfmt import interop, table
 
 TYPE_CHECKING = False  # in place of that of `typing`, whose import takes long
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+SYSTEMD_BINFMT, BINFMT_SUPPORT = SERVICES = "systemd-binfmt.service", "binfmt-support.service"
 # systemd's order: a file hides those of the same name in later directories.
 BINFMT_D = "/etc/binfmt.d", "/run/binfmt.d", "/usr/local/lib/binfmt.d", "/usr/lib/binfmt.d", "/lib/binfmt.d"
 UPDATE_BINFMTS = "/var/lib/binfmts"
-SERVICES = ("systemd-binfmt.service", "binfmt-support.service")
+# What binfmt-support registers in place of an interpreter if several have rules for the same files.
+RUN_DETECTORS = b"/usr/lib/binfmt-support/run-detectors"
 FILE_MAX = 1 << 20  # bytes
+
+
+def read() -> "dict[str, list[tuple[str, bytes]]]":
+    """Read the rules of this distro: for each name of an entry the rules that make it, each after its service."""
+    found: "dict[str, list[tuple[str, bytes]]]" = {}
+    rules = [(SYSTEMD_BINFMT, rule) for _, _, rule in rules_of_binfmt_d()]
+    for service, rule in rules + [(BINFMT_SUPPORT, rule) for rule in rules_of_update_binfmts()]:
+        try:
+            name = table.parse_rule(rule)[0]
+        except ValueError:
+            continue
+        if not interop.is_ours(name):
+            found.setdefault(name, []).append((service, rule))
+    return found
 
 
 def name_in(rule: bytes) -> bytes:
@@ -33,6 +51,18 @@ def rules_of_binfmt_d() -> "Iterator[tuple[str, int, bytes]]":
             line = line.strip(b" \t\r\n")
             if line and line[:1] not in b"#;":
                 yield path, number, line
+
+
+def rules_of_update_binfmts() -> "Iterator[bytes]":
+    """Make the rules that update-binfmts(8) registers of its files, format.c in the source of binfmt-support."""
+    for name in _listdir(UPDATE_BINFMTS):
+        fields = _read(f"{UPDATE_BINFMTS}/{name}").split(b"\n")
+        if len(fields) > 6:
+            _, kind, offset, magic, mask, interpreter, _, *options = fields
+            flags = b"".join(flag for flag, option in zip((b"C", b"P", b"F"), options) if option == b"yes")
+            for program in interpreter, RUN_DETECTORS:
+                rule = b"", name.encode(errors="surrogateescape"), kind[:1].upper(), offset, magic, mask, program, flags
+                yield b":".join(rule)
 
 
 def _read(path: str) -> bytes:

@@ -44,19 +44,18 @@ def first(vm: bed.Vm) -> str:
 
 
 def right(vm: bed.Vm) -> bool:
-    """Whether WSLInterop is as WSL registers it, and nothing stands in for it."""
-    return vm.entry("WSLInterop") == ("enabled\ninterpreter /init\nflags: PF\noffset 0\nmagic 4d5a\n") and not [
-        name for name in vm.names() if name.startswith("WSLInterop-held-by-")
-    ]
+    """Whether WSLInterop is as WSL registers it, and the temporary entry is gone."""
+    text = "enabled\ninterpreter /init\nflags: PF\noffset 0\nmagic 4d5a\n"
+    return vm.entry("WSLInterop") == text and vm.entry("WSLInterop-temporary") is None
 
 
-STATE = "systemctl is-active wsl-binfmt.service; ls /run/wsl-binfmt; systemctl list-jobs"
+WATCH = "wsl-binfmt-watch.service"
+STATE = f"systemctl is-active {WATCH}; systemctl list-jobs; journalctl --quiet --lines=30"
 
 
 def quiet(distro: bed.Distro) -> bool:
     """Whether the distro has nothing left to do, and still watches."""
-    done = distro.shell(STATE, check=False)
-    return done.startswith("active\n") and ".after\n" not in done and "No jobs" in done
+    return distro.systemctl("is-active", WATCH, check=False) == "active\n" and no_jobs(distro)
 
 
 def all_quiet(distros: Iterable[bed.Distro], seconds: float = 20) -> None:
@@ -65,7 +64,7 @@ def all_quiet(distros: Iterable[bed.Distro], seconds: float = 20) -> None:
         try:
             eventually(partial(quiet, distro), seconds)
         except AssertionError as e:
-            raise AssertionError(distro.shell(f"{STATE}; journalctl --quiet --lines=30", check=False)) from e
+            raise AssertionError(distro.shell(STATE, check=False)) from e
 
 
 def no_jobs(distro: bed.Distro) -> bool:
@@ -74,11 +73,11 @@ def no_jobs(distro: bed.Distro) -> bool:
 
 
 def foreign_program(distro: bed.Distro, path: str = "/tmp/foreign") -> str:
-    """Put a program for another processor there, aarch64, that does exit(42); returns `path`."""
-    base, code = 0x400000, bytes.fromhex("400580d2 a80b80d2 010000d4")  # mov x0, 42; mov x8, 93; svc 0
-    header = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")  # elf(5)
-    header += struct.pack("<HHIQQQIHHHHHH", 2, 183, 1, base + 120, 64, 0, 0, 64, 56, 1, 0, 0, 0)
-    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, base, base, 120 + len(code), 120 + len(code), 0x1000)
-    distro.path(path).write_bytes(header + segment + code)
+    """Put a program for another processor there, aarch64, as far as binfmt_misc is concerned; returns `path`.
+
+    The bed's emulator runs it: it exits with 42.
+    """
+    header = b"\x7fELF\x02\x01\x01".ljust(16, b"\0") + struct.pack("<HH", 2, bed.EM_AARCH64)  # elf(5)
+    distro.path(path).write_bytes(header.ljust(128, b"\0"))
     distro.path(path).chmod(0o755)
     return path

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import support
-from wsl_binfmt import table
+from wsl_binfmt import command, rules, table
 from wsl_binfmt.diagnosis import bounded, gather, gather_session, gather_systemd
 from wsl_binfmt.diagnosis import machine as m
 
@@ -106,7 +106,7 @@ def test_journal() -> None:
         b"__REALTIME_TIMESTAMP=2000000\nSYSLOG_IDENTIFIER=wsl-binfmt-generator\n_SYSTEMD_UNIT=init.scope\n"
         b"MESSAGE\n" + struct.pack("<Q", len(data)) + data + b"\n\n"
         b"MESSAGE=three\n\n"
-        b"__REALTIME_TIMESTAMP=4000000\nMESSAGE=four\nMESSAGE_ID=" + gather_systemd.REPAIR_ID.encode() + b"\n"
+        b"__REALTIME_TIMESTAMP=4000000\nMESSAGE=four\nMESSAGE_ID=" + command.REPAIR.encode() + b"\n"
     )
     assert gather_systemd.parse_journal(said) == [
         m.Message("a.service", "one", 1.0),
@@ -280,15 +280,16 @@ def test_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.pid == 7
 
 
-def test_rules_of_update_binfmts(tmp_path: Path) -> None:
-    """Its files are made rules, whatever delimiter they need."""
-    path = tmp_path / "cli"
-    path.write_text("mono\nmagic\n0\nMZ:\n\n/usr/bin/cli\n\n\n\n\n")
-    rule = gather_systemd._rule_of_update_binfmts("cli", str(path))
+def test_rules_of_update_binfmts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are told by their files."""
+    (tmp_path / "cli").write_text("mono\nmagic\n0\nMZ\n\n/usr/bin/cli\n\n\n\n\n")
+    monkeypatch.setattr(rules, "UPDATE_BINFMTS", str(tmp_path))
+    monkeypatch.setattr(rules, "BINFMT_D", ())
+    (rule,) = gather_systemd.read_rules()
     entry = rule.entry()
-    assert rule.package == "mono"
+    assert (rule.path, rule.package) == (f"{tmp_path}/cli", "mono")
     assert entry
-    assert (entry.magic, entry.interpreter) == (b"MZ:", b"/usr/bin/cli")
+    assert (entry.magic, entry.interpreter) == (b"MZ", b"/usr/bin/cli")
 
 
 def test_nothing_of_this_runs_at_boot() -> None:

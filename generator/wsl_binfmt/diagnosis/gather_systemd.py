@@ -8,7 +8,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
-from wsl_binfmt import interop, rules
+from wsl_binfmt import command, interop, rules
 from wsl_binfmt.diagnosis import machine as m
 from wsl_binfmt.diagnosis.bounded import Looker, finish, start, text
 from wsl_binfmt.diagnosis.bounded import read as read_file
@@ -28,8 +28,6 @@ UNIT_PATHS = "/etc/systemd/system", "/run/systemd/system", "/usr/local/lib/syste
 BOOT = "wsl-binfmt-boot.service"
 # Properties of systemd's D-Bus interface, org.freedesktop.systemd1(5).
 PROPERTIES = "Id,LoadState,ActiveState,FragmentPath,ConditionResult,DropInPaths,NeedDaemonReload,BindPaths"
-# What a message has that tells of a repair.
-REPAIR_ID = "8f9b5d1c6a5e4d0f9d2c7f3b1e6a4c58"
 MESSAGES_MAX = 300
 FIELDS = "MESSAGE,MESSAGE_ID,_SYSTEMD_UNIT,SYSLOG_IDENTIFIER"
 # Lines of drop-ins that a diagnosis depends on.
@@ -40,7 +38,7 @@ Process = Optional["subprocess.Popen[bytes]"]
 def begin() -> Tuple[Process, Process]:
     """Start systemctl and journalctl."""
     systemctl = start("systemctl", "show", "--no-pager", f"--property={PROPERTIES}", *SERVICES, GUARD, WATCH)
-    matches = f"MESSAGE_ID={REPAIR_ID}", "SYSLOG_IDENTIFIER=wsl-binfmt-generator", f"_SYSTEMD_UNIT={SERVICE}"
+    matches = f"MESSAGE_ID={command.REPAIR}", "SYSLOG_IDENTIFIER=wsl-binfmt-generator", f"_SYSTEMD_UNIT={SERVICE}"
     options = "--quiet", "--boot", "--output=export", f"--output-fields={FIELDS}", f"--lines={MESSAGES_MAX}"
     return systemctl, start("journalctl", *options, *" + ".join(matches).split())
 
@@ -88,8 +86,8 @@ def _compare(path: str, content: str) -> str:
     full = f"{GENERATED}.early/{path[len('early/') :]}" if is_early else f"{GENERATED}/{path}"
     if not os.path.lexists(full):
         return "missing"
-    if not content:
-        return "right" if os.path.islink(full) else "old"
+    if content.startswith("/"):
+        return "right" if os.path.islink(full) and os.readlink(full) == content else "old"
     source = "SourcePath=/etc/wsl.conf\n"  # is only there if that file is
     return "right" if read_file(full).replace(source, "") == content.replace(source, "") else "old"
 
@@ -112,20 +110,13 @@ def read_rules() -> List[m.Rule]:
     for path, line, rule in rules.rules_of_binfmt_d():
         name = os.fsdecode(rules.name_in(rule))
         found.append(m.Rule(path, line, name, os.fsdecode(rule)))
-    if os.path.isdir(rules.UPDATE_BINFMTS):
-        names = sorted(os.listdir(rules.UPDATE_BINFMTS))
-        found += [_rule_of_update_binfmts(name, f"{rules.UPDATE_BINFMTS}/{name}") for name in names]
+    for rule in rules.rules_of_update_binfmts():
+        if rules.RUN_DETECTORS not in rule:
+            name = os.fsdecode(rules.name_in(rule))
+            path = f"{rules.UPDATE_BINFMTS}/{name}"
+            package = read_file(path).partition("\n")[0]
+            found.append(m.Rule(path, 0, name, os.fsdecode(rule), "" if package == ":" else package))
     return [_with_package(rule) if _is_of_interest(rule) else rule for rule in found]
-
-
-def _rule_of_update_binfmts(name: str, path: str) -> m.Rule:
-    """Make a rule of a file of update-binfmts(8), whose lines are package, type, offset, magic, mask, interpreter."""
-    lines = [*read_file(path).split("\n"), *[""] * 10]
-    package, kind, offset, magic, mask, interpreter = lines[:6]
-    letter = "E" if kind == "extension" else "M"
-    delimiter = next((each for each in ":|,;!#~^" if each not in name + magic + mask + interpreter), ":")
-    fields = [name, letter, offset if letter == "M" else "", magic, mask, interpreter, ""]
-    return m.Rule(path, 0, name, delimiter + delimiter.join(fields), "" if package == ":" else package)
 
 
 def _is_of_interest(rule: m.Rule) -> bool:
@@ -222,7 +213,7 @@ def _message(fields: Dict[bytes, bytes]) -> List[m.Message]:
         said = text(fields[b"MESSAGE"])
     except (KeyError, ValueError):
         return []
-    is_repair = fields.get(b"MESSAGE_ID") == REPAIR_ID.encode()
+    is_repair = fields.get(b"MESSAGE_ID") == command.REPAIR.encode()
     identifier = fields.get(b"SYSLOG_IDENTIFIER", b"")
     is_of_generator = identifier == b"wsl-binfmt-generator"
     source = identifier if is_of_generator else fields.get(b"_SYSTEMD_UNIT", identifier)

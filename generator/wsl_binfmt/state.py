@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: MIT
+"""The state file: what a watch knows of the table, for the watch that systemd starts after it was killed."""
+
+import marshal
+import posix
+
+TYPE_CHECKING = False  # in place of that of `typing`, whose import takes long
+if TYPE_CHECKING:
+    from typing import Any
+
+FILE = "/run/wsl-binfmt/state"
+
+
+def load() -> "dict[str, Any]":
+    """Read the state file; {} if it cannot be read."""
+    try:
+        with open(FILE, "rb") as file:
+            return dict(marshal.load(file))  # noqa: S302 - only root can write it
+    except (OSError, EOFError, TypeError, ValueError):
+        return {}
+
+
+def save(state: "dict[str, Any]") -> None:
+    """Write the state file, whole or not at all; raises OSError."""
+    with open(f"{FILE}.new", "wb") as file:
+        marshal.dump(state, file)
+    posix.rename(f"{FILE}.new", FILE)
