@@ -56,6 +56,7 @@ class Diagnosis(NamedTuple):
     about: subject.Subject
     problems: List[Found]
     not_checked: List[str]  # what was not looked at, and why
+    not_tried: List[str]  # what only a launch can tell
     launch: Optional[launch.Outcome]
 
     @property
@@ -84,13 +85,15 @@ def conclude(machine: m.Machine) -> Diagnosis:
     about = subject.of(machine)
     elsewhere = [found for found in _find(machine, about, broken) if CATALOGUE[found.id].about == ELSEWHERE]
     if elsewhere:
-        return Diagnosis(None, about, elsewhere, broken, None)
+        return Diagnosis(None, about, elsewhere, broken, [], None)
     problems = list(_find(machine, about, broken))
     ids = list(CATALOGUE)
     problems.sort(key=lambda found: (SEVERITIES.index(found.severity), ids.index(found.id)))
     outcome = launch.outcome(machine)
     not_checked = [*_not_checked(machine, about), *broken]
-    return Diagnosis(_works(machine, about, problems, outcome, broken), about, problems, not_checked, outcome)
+    works = _works(machine, about, problems, outcome, broken)
+    not_tried = list(_not_tried(machine)) if works and about.is_for_windows and not outcome else []
+    return Diagnosis(works, about, problems, not_checked, not_tried, outcome)
 
 
 def _find(machine: m.Machine, about: subject.Subject, broken: List[str]) -> Iterator[Found]:
@@ -126,6 +129,13 @@ def _works(
     return about.handler is not None or about.is_native or about.kind == subject.SCRIPT
 
 
+def _not_tried(machine: m.Machine) -> Iterator[str]:
+    session = machine.session
+    if session.run_wsl != m.THERE and not session.wsl_interop:
+        yield f"whether /init finds a socket to Windows: of /run/WSL, {said_of(session.run_wsl)}"
+    yield "whether Windows answers"
+
+
 def _not_checked(machine: m.Machine, about: subject.Subject) -> Iterator[str]:
     for name, reason in machine.unknown.items():
         yield f"{SUBJECTS.get(name, name)}: {reason}"
@@ -140,9 +150,6 @@ def _not_checked(machine: m.Machine, about: subject.Subject) -> Iterator[str]:
         yield f"how {program.place.path} begins: this user may not read it, or it does not answer"
     if not about.is_for_windows or (machine.launch and machine.launch.status == 0):
         return
-    session = machine.session
-    if session.run_wsl != m.THERE and not session.wsl_interop:
-        yield f"the socket by which /init reaches Windows: /run/WSL: {said_of(session.run_wsl)}"
     chosen = about_session.chosen_socket(machine)
     if chosen and chosen.is_listening is None:
         yield f"whether something listens at {chosen.path}: this user may not connect to it, or it does not answer"

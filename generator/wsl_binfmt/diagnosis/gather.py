@@ -76,6 +76,7 @@ def read_system(generator: Any) -> m.System:
     uid_map = read("/proc/self/uid_map").partition("\n")[0].split()
     return m.System(
         release=release,
+        distro=(re.findall('^PRETTY_NAME="?(.*?)"?$', read("/etc/os-release"), re.MULTILINE) or [""])[0],
         elsewhere=generator.not_a_distro(),
         looks_like_wsl="WSL_DISTRO_NAME" in os.environ or os.path.isdir(gather_session.SOCKETS),
         has_systemd=os.path.isdir("/run/systemd/system"),
@@ -158,6 +159,8 @@ def read_mounts() -> Mounts:
         except ValueError:
             continue
         names = list(dict.fromkeys(options.split(",") + of_all.rpartition(" ")[2].split(",")))
+        # An overlay's directories say much about a machine, and nothing about this.
+        names = [name for name in names if not name.startswith(("lowerdir", "upperdir", "workdir"))]
         mounts.append((m.Mount(_unescape(target), kind, names, _unescape(root)), os.makedev(major, minor)))
     return mounts
 

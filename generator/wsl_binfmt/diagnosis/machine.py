@@ -91,6 +91,7 @@ class System(NamedTuple):
     """What this machine is."""
 
     release: str = ""
+    distro: str = ""  # as /etc/os-release calls it
     elsewhere: str = ""  # why it is no WSL distro; "" if it is one
     looks_like_wsl: bool = False  # whether it has what WSL gives a session, although something says "container"
     has_systemd: bool = False

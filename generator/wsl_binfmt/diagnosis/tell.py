@@ -53,9 +53,10 @@ def as_text(machine: m.Machine, found: Diagnosis, paint: Paint, *, verbose: bool
         lines += ["", paint(text, "green")]
     if found.not_checked:
         lines += ["", *(f"Not looked at: {safe(each)}." for each in found.not_checked)]
-    if found.works and found.about.is_for_windows and not found.launch:
+    if found.not_tried:
         option = "wsl-binfmt --launch" + ("" if machine.program is None else " PROGRAM")
-        lines += ["", f"Not tried: whether Windows answers. `{option}` tries that."]
+        lines += ["", *(f"Not tried: {each}." for each in found.not_tried[:-1])]
+        lines.append(f"Not tried: {found.not_tried[-1]}. `{option}` tries that.")
     return "\n".join(lines)
 
 
@@ -179,6 +180,7 @@ def as_plain(machine: m.Machine, found: Diagnosis) -> Dict[str, Any]:
             for each in found.problems
         ],
         "not_checked": found.not_checked,
+        "not_tried": found.not_tried,
         "program": machine.program and {"path": machine.program.place.path, "kind": found.about.kind},
     }
     if found.launch:
