@@ -7,7 +7,7 @@ PREFIX = /usr
 # Whether `install` compiles the modules; a package may do so at its installation.
 COMPILE = yes
 
-.PHONY: help install uninstall demo shell test unit check check-kernels check-pythons faults bench pictures fuzz mutants
+.PHONY: help install uninstall demo demo-depends shell test unit check check-kernels check-pythons faults bench pictures fuzz mutants
 
 help:
 	@echo 'make demo            see it work'
@@ -73,8 +73,11 @@ uninstall:
 BED_DEPENDS = python3 systemd systemd-sysv dbus binfmt-support gcc libc6-dev util-linux
 TEST_DEPENDS = $(BED_DEPENDS) mmdebstrap procps python3-venv strace
 
-demo: DEPENDS = $(BED_DEPENDS)
-demo: depends
+# What the test of the demo has in its root file system, which nothing else is in.
+demo-depends: DEPENDS = $(BED_DEPENDS)
+demo-depends: depends
+
+demo: demo-depends
 	@/usr/bin/python3 -B tests/system/demo.py
 
 faults: DEPENDS = $(BED_DEPENDS) strace
@@ -148,14 +151,17 @@ check-pythons:
 		$(MAKE) --no-print-directory unit PYTHON=$$venv/bin/python || exit 1; \
 	done
 
-# Installs DEPENDS on Debian, where it can; what is missing then is said by what needs it.
+# Installs DEPENDS on Debian, where it can; what is missing then is said by what needs it. What apt-get and debconf say
+# is for a failure only.
 depends:
 	@missing=$$(for package in $(DEPENDS); do \
 			[ "$$(dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null)" = installed ] || echo $$package; \
 		done); \
 		if [ -z "$$missing" ]; then exit; \
-		elif [ "$$(id -u)" = 0 ]; then apt-get update --quiet=2 && apt-get install --quiet=2 --yes --no-install-recommends $$missing; \
-		else echo "not root, so these are not installed:" $$missing >&2; fi
+		elif [ "$$(id -u)" != 0 ]; then echo "not root, so these are not installed:" $$missing >&2; exit; fi; \
+		echo "installing:" $$missing >&2; \
+		said=$$( (apt-get update && DEBIAN_FRONTEND=noninteractive \
+			apt-get install --yes --no-install-recommends $$missing) 2>&1) || { echo "$$said" >&2; exit 1; }
 
 # Everything below is for releases and packages.
 
