@@ -99,7 +99,7 @@ NEEDED = $(sort $(foreach name,$(or $(patsubst %,NEEDS_%,$(filter-out deps,$(MAK
 # Each target that needs something comes here first. Only `deps` has it installed.
 deps: needs
 needs:
-	@command -v dpkg-query >/dev/null || $(if $(ASKED),{ echo 'make deps is for Debian and its derivatives' >&2; exit 1; },exit 0); \
+	@[ -e /etc/debian_version ] || $(if $(ASKED),{ echo 'make deps is for Debian and its derivatives' >&2; exit 1; },exit 0); \
 	installed=$$(dpkg-query -W -f '$${Package}=$${db:Status-Status} ' $(NEEDED) 2>/dev/null); \
 	missing=$$(for package in $(NEEDED); do \
 			case " $$installed" in *" $$package=installed "*) ;; *) printf ' %s' $$package ;; esac; \
@@ -209,12 +209,13 @@ first-change:
 	@grep -m 1 '^## ' CHANGELOG.md | grep -q '^## $(subst .,\.,$(VERSION)) (....-..-..)$$' || \
 		{ echo 'CHANGELOG.md does not begin with "## $(VERSION) (YYYY-MM-DD)"'; exit 1; }
 
+# What is made here, and debian/, which distributions bring.
+NOT_RELEASED = .git .venv .hypothesis .*_cache build debian dist
 # Of a clone and of an unpacked release, it is the same: the version is in the packages' recipes.
-# Distributions bring a debian/ of their own.
 dist: first-change
 	rm -rf build/dist
 	mkdir -p build/dist/$(RELEASE) dist
-	tar -c --exclude='./.*' --exclude=./build --exclude=./debian --exclude=./dist --exclude=__pycache__ . | tar -x -C build/dist/$(RELEASE)
+	tar -c $(patsubst %,--exclude='./%',$(NOT_RELEASED)) --exclude=__pycache__ . | tar -x -C build/dist/$(RELEASE)
 	cd build/dist/$(RELEASE)/packaging && \
 		sed -n 's/^## \(.*\) (\(.*\))$$/\1 \2/p' ../CHANGELOG.md | while read -r version day; do \
 			printf 'wsl-binfmt-generator (%s-1) unstable; urgency=medium\n\n  * New upstream release.\n\n -- %s  %s\n\n' \
