@@ -12,7 +12,7 @@ COMPILE = yes
 help:
 	@echo 'make deps TARGET     install what TARGET needs on Debian, as root, then make TARGET; without a TARGET, for all'
 	@echo 'make demo            see it work'
-	@echo 'make shell           a distro to play in; WSL=none, 2.6.1, 2.6, 2.9 or read-only'
+	@echo 'make shell           a distro to play in; WSL=none, 2.0.9, 2.6.1, 2.6, 3.0 or read-only'
 	@echo 'make install         install it; DESTDIR= and PREFIX=/usr'
 	@echo 'make uninstall       undo that'
 	@echo 'make test            run the tests that need no root'
@@ -47,7 +47,6 @@ install: $(if $(SCDOC),$(PAGES))
 	install -D -m 755 -t $(LIB)/systemd/system-generators generator/wsl-binfmt-generator
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin generator/wsl-binfmt
 	install -D -m 644 -t $(LIB)/wsl-binfmt-generator units/status units/WSLInterop.conf
-	install -D -m 755 -t $(LIB)/wsl-binfmt-generator generator/service-hook
 	install -D -m 644 -t $(LIB)/wsl-binfmt-generator/wsl_binfmt generator/wsl_binfmt/*.py
 	install -D -m 644 -t $(LIB)/systemd/system $(UNITS)
 	install -D -m 644 packaging/completion/wsl-binfmt.bash $(BASH_COMPLETION)/wsl-binfmt
@@ -57,7 +56,6 @@ install: $(if $(SCDOC),$(PAGES))
 		-e 's,/usr/\(bin/wsl-binfmt\|lib/wsl-binfmt-generator\|lib/systemd/system/\|lib/systemd/system-generators/\),$(PREFIX)/\1,g' \
 		$(DESTDIR)$(PREFIX)/bin/wsl-binfmt \
 		$(LIB)/systemd/system-generators/wsl-binfmt-generator \
-		$(LIB)/wsl-binfmt-generator/service-hook \
 		$(LIB)/wsl-binfmt-generator/wsl_binfmt/command.py \
 		$(LIB)/wsl-binfmt-generator/wsl_binfmt/facts.py \
 		$(UNITS:units/%=$(LIB)/systemd/system/%) \
@@ -74,7 +72,7 @@ uninstall:
 # Debian packages that each target needs. What boots in the test bed is an overlay of this machine's root.
 BED = python3 systemd systemd-sysv dbus binfmt-support gcc libc6-dev util-linux
 VENV = python3-venv ca-certificates
-PACKAGES = $(NEEDS_deb) $(NEEDS_rpm) $(NEEDS_arch)
+TESTS = $(BED) $(VENV) mmdebstrap procps strace
 NEEDS_demo = $(BED)
 NEEDS_shell = $(BED)
 NEEDS_bench = $(BED)
@@ -83,14 +81,13 @@ NEEDS_pictures = $(BED) $(VENV)
 NEEDS_test = $(VENV)
 NEEDS_fuzz = $(VENV)
 NEEDS_mutants = $(VENV)
-NEEDS_check = $(BED) $(VENV) $(PACKAGES) autopkgtest faketime lintian mandoc mmdebstrap piuparts procps qemu-user-static \
-	rpmlint shellcheck strace
-NEEDS_check-packages = $(NEEDS_check)
-NEEDS_check-kernels = $(NEEDS_check) busybox-static debian-archive-keyring kmod qemu-system-x86
-NEEDS_release = $(NEEDS_check) git
 NEEDS_deb = build-essential debhelper dh-python scdoc
 NEEDS_rpm = python3 rpm scdoc
 NEEDS_arch = libarchive-tools makepkg pacman-package-manager scdoc
+NEEDS_check = $(TESTS) $(NEEDS_deb) $(NEEDS_rpm) $(NEEDS_arch) autopkgtest faketime lintian mandoc piuparts rpmlint shellcheck
+NEEDS_check-packages = $(NEEDS_check)
+NEEDS_check-kernels = $(TESTS) busybox-static debian-archive-keyring kmod qemu-system-x86
+NEEDS_release = $(NEEDS_check) git
 
 ASKED = $(filter deps,$(MAKECMDGOALS))
 # Those of the targets on this command line, of all targets without one.

@@ -4,23 +4,26 @@
 import posix
 import sys
 
-from wsl_binfmt import formats, interop, table, watch
+from wsl_binfmt import own, rules, table, watch
 
 NAME = "wsl-binfmt"
 VERSION = "@VERSION@"
-# What a service has done, when service-hook runs this.
-CHANGES = ("started", "failed", "stopped")
+WARNING, NOTICE = 4, 5  # of syslog(3)
+JOURNAL = "/run/systemd/journal/socket"
+# Of a repair, for `journalctl MESSAGE_ID=`.
+REPAIR = "8f9b5d1c6a5e4d0f9d2c7f3b1e6a4c58"
 
 
 def run(args: "list[str]") -> int:
     """Run the command; `args` follow the program's name. Returns the exit status."""
     try:
-        # What only our units run: wsl-binfmt.service, and the two services by service-hook.
+        # What only units run.
         if args == ["watch"]:
-            watch.Watch(lambda message: tell(message, 0)).run()
+            watch.Watch(log).run()
             return 0
-        if len(args) in (2, 3) and args[0] in CHANGES and args[1] in formats.SERVICES:
-            return after_change(args[0], args[1], "".join(args[2:]))
+        if len(args) == 2 and args[0] == "leave" and args[1] in rules.SERVICES:
+            own.OwnEntries({}, log).leave(args[1:])
+            return 0
     except PermissionError:
         return tell(f"may not change {table.DIRECTORY}, run this as root", 1)
     except OSError as e:
@@ -31,26 +34,8 @@ def run(args: "list[str]") -> int:
     return cli.run(args)
 
 
-def after_change(action: str, service: str, stand_in: str) -> int:
-    """Do what is to be done after a service has changed the table; returns 0. Raises OSError.
-
-    action: of CHANGES. stand_in: what was held meanwhile; "" where
-    the user does not want WSLInterop.
-    """
-    if stand_in and posix.access(interop.INIT, posix.X_OK):
-        inode, disabled = interop.recall()
-        wrong = interop.Interop(inode, disabled=disabled, release=[stand_in]).repair()
-        if wrong:
-            tell(f"{wrong}: restored", 0)
-    if action == "stopped":
-        formats.remove(service)
-    else:
-        formats.note_start(service, failed=action == "failed")
-    return 0
-
-
 def printable(text: str) -> str:
-    """Make a text harmless for a terminal and the journal: others may have put anything into names and paths."""
+    """Make a text harmless for a terminal and the journal: names and paths in it may have anything in them."""
     if text.isprintable():
         return text
     return "".join(
@@ -59,8 +44,29 @@ def printable(text: str) -> str:
     )
 
 
+def log(message: str, *, repair: bool = False) -> None:
+    """Log what the watch has found or done; repair: whether it is a repair.
+
+    The journal's own protocol carries the ID by which repairs are found and counted.
+    """
+    if b"JOURNAL_STREAM" not in posix.environ:
+        tell(message, 0)
+        return
+    # `socket` would take a megabyte of memory.
+    from _socket import AF_UNIX, SOCK_DGRAM, socket  # noqa: PLC0415
+
+    fields = [f"MESSAGE={printable(message)}", f"SYSLOG_IDENTIFIER={NAME}", f"PRIORITY={NOTICE if repair else WARNING}"]
+    fields += [f"MESSAGE_ID={REPAIR}"] if repair else []
+    channel = socket(AF_UNIX, SOCK_DGRAM)
+    try:
+        channel.sendto("".join(f"{field}\n" for field in fields).encode(errors="backslashreplace"), JOURNAL)
+    except OSError:
+        tell(message, 0)
+    channel.close()
+
+
 def tell(message: str, status: int) -> int:
-    """Tell what happened, on stderr, which is the journal under systemd; returns `status`."""
+    """Tell what happened, on stderr; returns `status`."""
     try:
         posix.write(2, f"{NAME}: {printable(message)}\n".encode(errors="backslashreplace"))
     except OSError:

@@ -18,7 +18,7 @@ LOCK_MAX = 0.5  # seconds
 
 
 class Entry:
-    """A registered format: which files it matches, and what runs them."""
+    """What a rule registers: which files it matches, and what runs them."""
 
     __slots__ = ("enabled", "extension", "flags", "inode", "interpreter", "magic", "mask", "offset")
 
@@ -50,13 +50,19 @@ class Entry:
         self.extension = extension
 
     def may_match(self, start: bytes) -> bool:
-        """Whether an enabled entry like this may match a file that begins with `start`."""
+        """Whether the magic of an entry like this matches a file that begins with `start` and may go on in any way."""
         if self.magic is None:
-            return True
+            return False
         for at, byte in enumerate(start, -self.offset):
             if 0 <= at < len(self.magic) and (self.magic[at] ^ byte) & (self.mask[at] if self.mask else 0xFF):
                 return False
         return True
+
+    def says(self) -> "tuple[object, ...]":
+        """Tell what a rule says of an entry: two entries that are equal in this were made by the same rule."""
+        flags = self.flags + b"O" if b"C" in self.flags else self.flags  # as the kernel takes it
+        mask = self.mask if self.mask and self.mask.strip(b"\xff") else None
+        return self.interpreter, frozenset(flags), self.offset, self.magic, mask, self.extension
 
     def rule(self, name: str) -> bytes:
         """Make the rule that registers this entry under `name`; raises ValueError if none can."""
@@ -80,8 +86,9 @@ class Entry:
 def parse(text: bytes) -> Entry:
     """Parse the text of an entry's file, entry_status() in the kernel.
 
-    A text that is not understood gives an entry that may match any file. The
-    path of an interpreter may have newlines in it.
+    Of a text that is not understood, as that of an entry of kind B (Linux 7.3), the
+    result has neither magic nor extension. The path of an interpreter may have
+    newlines in it.
     """
     state, _, rest = text.partition(b"\ninterpreter ")
     interpreter, flags_found, rest = rest.rpartition(b"\nflags: ")
@@ -102,6 +109,28 @@ def parse(text: bytes) -> Entry:
     if flags_found and (not flags or flags.isalpha()) and (mask is None or len(mask) == len(magic)):
         entry.offset, entry.magic, entry.mask = offset, magic, mask
     return entry
+
+
+def parse_rule(rule: bytes) -> "tuple[str, Entry]":
+    """Parse a rule, create_entry() in the kernel; returns the name and what is registered. Raises ValueError."""
+    name, kind, offset, magic, mask, interpreter, flags = rule[1:].split(rule[:1])
+    entry = Entry(enabled=True, interpreter=interpreter, flags=flags.rstrip(b"\n"))
+    if kind == b"E":
+        entry.extension = magic
+    else:
+        entry.offset, entry.magic, entry.mask = int(offset or b"0"), _unescape(magic), _unescape(mask) or None
+        if entry.mask and len(entry.mask) != len(entry.magic):
+            raise ValueError("magic and mask are not of the same length")
+    return name.decode(errors="surrogateescape"), entry
+
+
+def _unescape(text: bytes) -> bytes:
+    r"""Read the bytes of a magic or mask: \xH and \xHH are one byte each."""
+    data, *escaped = text.split(b"\\x")
+    for rest in escaped:
+        digits = len(rest[:2]) - len(rest[:2].lstrip(b"0123456789abcdefABCDEF"))
+        data += bytes([int(rest[:digits], 16)]) + rest[digits:] if digits else b"\\x" + rest
+    return data
 
 
 def _escape(data: bytes, delimiter: int) -> bytes:

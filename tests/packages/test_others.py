@@ -65,7 +65,7 @@ def test_it_comes_is_upgraded_and_goes(
         # As a file trigger of Fedora's systemd does.
         distro.systemctl("daemon-reload")
     distro.systemctl("start", *UNITS)
-    # On WSL 2.9, systemd-binfmt.service of Debian 12 has failed at boot, which newer ones do not.
+    # On WSL 3.0, systemd-binfmt.service of Debian 12 has failed at boot, which newer ones do not.
     distro.systemctl("reset-failed")
     assert right(any_vm)
     assert distro.systemctl("is-active", *UNITS).split() == ["active", "active"]

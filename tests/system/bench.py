@@ -65,10 +65,10 @@ class Contender:
         """A VM for such distros."""
         return bed.Vm(generation or self.generation, self.source)
 
-    def boot(self, vm: bed.Vm, files: dict[str, str] | None = None, formats: str = "*") -> bed.Distro:
+    def boot(self, vm: bed.Vm, files: dict[str, str] | None = None, emulators: int = 30) -> bed.Distro:
         """A distro with this protection."""
         files = {**bed.NO_START_LIMIT, **self.files, **(files or {})}
-        return vm.distro(installed=self.installed, files=files, formats=formats)
+        return vm.distro(installed=self.installed, files=files, emulators=emulators)
 
     def add(self, row: str, value: float) -> None:
         """Add a figure to a row."""
@@ -81,7 +81,7 @@ NOTHING = Contender("nothing")
 CONTENDERS = [
     NOTHING,
     Contender("WSL 2.6's override", "2.6"),
-    Contender("WSL 2.9's read-only status", "2.9"),
+    Contender("WSL 3.0's read-only status", "3.0"),
     Contender("a 30-second timer", files=TIMER),
     FIRST,
     OURS,
@@ -150,7 +150,7 @@ def shutdowns(turns: int) -> None:
         ):
             taken = {}
             for contender in NOTHING, FIRST, OURS:
-                with contender.vm() as vm, contender.boot(vm, {X: rule}, formats="") as distro:
+                with contender.vm() as vm, contender.boot(vm, {X: rule}, emulators=0) as distro:
                     settled(distro)
                     start = time.perf_counter()
                     distro.shutdown()

@@ -35,9 +35,7 @@ TIMEOUT = 1800  # seconds
 ROOT = KERNELS / "root.ext4"
 ROOT_SUITE = "bookworm"
 ROOT_PYTHON = "3.11"
-PACKAGES = (
-    "systemd systemd-sysv dbus binfmt-support python3 make gcc libc6-dev util-linux e2fsprogs procps qemu-user-static"
-)
+PACKAGES = "systemd systemd-sysv dbus binfmt-support python3 make gcc libc6-dev util-linux e2fsprogs procps"
 # Nothing of this machine's apt is used, but the keys of the archive.
 FETCH = r"""
 set -e

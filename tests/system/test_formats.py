@@ -40,7 +40,7 @@ def test_formats_end_with_the_service(any_vm: Vm, boot: Boot) -> None:
     """What it registered is removed when it stops; what is another's is not, be it of the same name."""
     any_vm.write("register", ":theirs:M::theirs::/bin/true:")
     any_vm.write("register", ":x:M::before::/bin/true:")
-    distro = boot(any_vm, files=OURS, formats="")
+    distro = boot(any_vm, files=OURS, emulators=0)
     eventually(lambda: quiet(distro) and right(any_vm))
     before = inodes(any_vm)
     assert {"theirs", "x", "y"} <= set(before)
@@ -279,7 +279,7 @@ def test_a_stopped_distros_disk_is_not_in_use(any_vm: Vm, boot: Boot, installed:
         distro.shell("mkdir /mnt/disk; mount -t ext4 /dev/disk /mnt/disk")
         distro.shell("cp /bin/true /mnt/disk/interpreter")
         distro.write("/etc/binfmt.d/disk.conf", ":disk:M::disk::/mnt/disk/interpreter:F\n")
-        # Without us, WSL 2.9's own guard makes it fail.
+        # Without us, WSL 3.0's own guard makes it fail.
         distro.systemctl("restart", SERVICE, check=installed)
         eventually(lambda: right(any_vm))
         assert "disk" in any_vm.names()
@@ -292,8 +292,8 @@ def test_a_stopped_distros_disk_is_not_in_use(any_vm: Vm, boot: Boot, installed:
             assert "disk" not in any_vm.names()
             assert launches.failed == 0
         else:
-            # This test can fail: WSL 2.9's own guard has the same effect as ours, and nothing removes the entry.
-            assert in_use(device) == (any_vm.generation == "2.9")
+            # This test can fail: WSL 3.0's own guard has the same effect as ours, and nothing removes the entry.
+            assert in_use(device) == (any_vm.generation == "3.0")
 
 
 @pytest.mark.kernel

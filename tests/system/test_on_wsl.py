@@ -95,7 +95,7 @@ def check(distro: Distro, *args: str, said: str = "") -> tuple[int, str]:
     return int(code), text
 
 
-@pytest.mark.parametrize("any_vm", ["2.6", "2.9"], indirect=True)
+@pytest.mark.parametrize("any_vm", ["2.6", "3.0"], indirect=True)
 def test_all_holds(any_vm: Vm, wsl: Callable[..., Distro]) -> None:
     distro = wsl(any_vm)
     before = any_vm.names()

@@ -61,7 +61,7 @@ def test_an_unprotected_peer_shuts_down(any_vm: Vm, boot: Boot) -> None:
         with any_vm.distro(installed=False) as peer:
             peer.shutdown()
         eventually(lambda: set(any_vm.names()) >= before and right(any_vm))
-    if any_vm.generation != "2.9":
+    if any_vm.generation != "3.0":
         assert (any_vm.table / "WSLInterop").stat().st_ino != inode, "it did not wipe: this test shows nothing"
     assert briefly(launches)
     assert distro.interop()
@@ -84,7 +84,7 @@ def test_two_restart_at_once(any_vm: Vm, boot: Boot, names: str) -> None:
         boot(
             any_vm,
             files={"/etc/binfmt.d/wine.conf": f":wine{number if names == 'two' else ''}:M::MZ::/bin/true:\n"},
-            formats="",
+            emulators=0,
             start_limit=False,
         )
         for number in range(2)
@@ -100,7 +100,7 @@ def test_two_restart_at_once(any_vm: Vm, boot: Boot, names: str) -> None:
     assert briefly(other, 40)
     eventually(lambda: right(any_vm))
     # A rule fails where another distro has registered its name in between; so does WSL's own of override.conf.
-    if names == "two" and any_vm.generation in ("none", "2.9"):
+    if names == "two" and any_vm.generation in ("none", "3.0"):
         for distro in distros:
             assert distro.wait_until_up() == "running"
 
@@ -108,7 +108,7 @@ def test_two_restart_at_once(any_vm: Vm, boot: Boot, names: str) -> None:
 def test_two_with_the_same_rule_start_at_once(vm: Vm, boot: Boot) -> None:
     """What either registered then is not removed with the other's."""
     files = {"/etc/binfmt.d/x.conf": ":x:M::xxxx::/bin/true:F\n"}
-    distros = [boot(vm, files=files, formats="", start_limit=False) for _ in range(2)]
+    distros = [boot(vm, files=files, emulators=0, start_limit=False) for _ in range(2)]
     for _ in range(20):
         for distro in distros:
             distro.systemctl("restart", "--no-block", "systemd-binfmt.service")

@@ -271,7 +271,7 @@ def test_a_healthy_distro(any_vm: Vm, boot: Boot, user: str) -> None:
     assert (answer.ids, answer.code, answer.said["works"]) == ([], WORKS, True)
     assert answer.said["handler"]["interpreter"] == "/init"
     assert answer.said["protection"]["watch"]["active"]
-    assert answer.said["protection"]["guard"] == ("wsl" if any_vm.generation == "2.9" else "ours")
+    assert answer.said["protection"]["guard"] == ("wsl" if any_vm.generation == "3.0" else "ours")
     assert answer.said["protection"]["drop_ins"] == {SERVICE: True, "binfmt-support.service": True}
     # What was not looked at is never said to be right.
     assert bool(answer.said["not_checked"]) == (user != "root")
@@ -304,7 +304,7 @@ def test_a_table_that_is_switched_off(vm: Vm, boot: Boot) -> None:
 
 def test_the_lock_of_wsl_makes_the_service_fail() -> None:
     """Which is harmless, and said to be."""
-    with bed.Vm("2.9") as vm, vm.distro(
+    with bed.Vm("3.0") as vm, vm.distro(
         files={**RULE, "/etc/systemd/system-generators/wsl-binfmt-generator": "-> /dev/null"}
     ) as distro:
         for user in USERS:

@@ -88,7 +88,7 @@ def test_a_read_only_table(read_only_vm: bed.Vm, boot: Boot, root: Path) -> None
     assert distro.interop()
 
 
-@pytest.mark.parametrize("any_vm", ["2.9"], indirect=True)
+@pytest.mark.parametrize("any_vm", ["3.0"], indirect=True)
 def test_what_a_refused_wipe_does(any_vm: bed.Vm, boot: Boot, root: Path) -> None:
     """On which versions the drop-ins are needed beside WSL's own lock."""
     files = {"/etc/binfmt.d/x.conf": ":x:M::xx::/bin/true:\n"}

@@ -72,7 +72,7 @@ def test_a_boot_into_a_wiped_table(any_vm: Vm, boot: Boot) -> None:
 def test_a_loss_is_repaired(loss: str, any_vm: Vm, boot: Boot) -> None:
     distro, other = boot(any_vm), boot(any_vm, installed=False)
     eventually(lambda: quiet(distro))
-    if any_vm.generation == "2.9":
+    if any_vm.generation == "3.0":
         # No distro can wipe; a container with a mount of its own can.
         other.shell("umount /proc/sys/fs/binfmt_misc/status")
     lost = inode(any_vm)
@@ -418,8 +418,8 @@ def stormy() -> Iterator[tuple[Vm, list[Distro]]]:
         yield (
             vm,
             [
-                stack.enter_context(vm.distro(files=files, formats="*")),
-                stack.enter_context(vm.distro(files={**files, **bed.BINFMT_SUPPORT}, formats="*")),
+                stack.enter_context(vm.distro(files=files, emulators=30)),
+                stack.enter_context(vm.distro(files={**files, **bed.BINFMT_SUPPORT}, emulators=30)),
                 stack.enter_context(vm.distro(files=files, installed=False)),
             ],
         )
@@ -467,7 +467,7 @@ def test_a_loss_during_a_daemon_reload(vm: Vm, boot: Boot) -> None:
 def test_two_distros_with_other_rules_of_one_name(vm: Vm, boot: Boot) -> None:
     """They do not take the name from one another for ever."""
     distros = [
-        boot(vm, files={"/etc/binfmt.d/wine.conf": f":wine:M::MZ::/bin/{name}:\n"}, formats="")
+        boot(vm, files={"/etc/binfmt.d/wine.conf": f":wine:M::MZ::/bin/{name}:\n"}, emulators=0)
         for name in ("true", "false")
     ]
     for _ in range(3):
