@@ -37,11 +37,11 @@ ZSH_COMPLETION = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 
 # Where a page goes, by its section.
 man_dir = $(DESTDIR)$(PREFIX)/share/man/man$(subst .,,$(suffix $(1)))
-# What `uninstall` removes: what `install` puts there, and did in version 0.1.0.
+# What `uninstall` removes: what `install` puts there, and did in version 0.2.0.
 INSTALLED = $(LIB)/systemd/system-generators/wsl-binfmt-generator $(DESTDIR)$(PREFIX)/bin/wsl-binfmt $(LIB)/wsl-binfmt-generator \
 	$(UNITS:units/%=$(LIB)/systemd/system/%) $(BASH_COMPLETION)/wsl-binfmt $(ZSH_COMPLETION)/_wsl-binfmt \
 	$(foreach page,$(PAGES),$(call man_dir,$(page))/$(notdir $(page))) \
-	$(foreach unit,restore.path restore.service recheck.service recheck.timer,$(LIB)/systemd/system/wsl-binfmt-$(unit))
+	$(LIB)/systemd/system/wsl-binfmt.service
 
 install: $(if $(SCDOC),$(PAGES))
 	install -D -m 755 -t $(LIB)/systemd/system-generators generator/wsl-binfmt-generator

@@ -23,9 +23,9 @@ MIRROR = "http://deb.debian.org/debian"
 MERGED_USR = {"bullseye": ["--setup-hook=/usr/share/mmdebstrap/hooks/merged-usr/setup00.sh"]}
 
 
-def make(suite: str) -> Path:
+def make(suite: str, packages: str = PACKAGES) -> Path:
     """Make that of a suite, once on a machine; that of sid, which moves on, once a day."""
-    path = bed.TREE / "build" / "roots" / suite
+    path = bed.TREE / "build" / "roots" / (suite if packages == PACKAGES else f"{suite}-{packages}")
     path.parent.mkdir(parents=True, exist_ok=True)
     # `make check` runs tests in two processes.
     with open(path.with_suffix(".lock"), "w") as lock:
@@ -35,17 +35,17 @@ def make(suite: str) -> Path:
         if not path.exists():
             unfinished = path.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
-            bootstrap(suite, unfinished)
+            bootstrap(suite, unfinished, packages)
             unfinished.rename(path)
     return path
 
 
-def bootstrap(suite: str, target: Path) -> None:
+def bootstrap(suite: str, target: Path, packages: str) -> None:
     """Install a suite into a directory that is not there yet."""
     release, is_backport, _ = suite.partition("-backports")
-    packages, sources = PACKAGES, [f"deb {MIRROR} {release} main"]
+    sources = [f"deb {MIRROR} {release} main"]
     if is_backport:
-        names = f"{PACKAGES} libsystemd0 libsystemd-shared".split()
+        names = f"{packages} libsystemd0 libsystemd-shared".split()
         packages = " ".join(f"{name}/{suite}" if "systemd" in name else name for name in names)
         sources.append(f"deb {MIRROR} {suite} main")
     # sid's and old suites' lists may be older than they say they may be.
