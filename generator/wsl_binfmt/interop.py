@@ -15,9 +15,13 @@ from wsl_binfmt import table
 TYPE_CHECKING = False  # in place of that of `typing`, whose import takes long
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from typing import Dict, List, Optional, Set, Tuple
+    from typing import List, Tuple
 
+    # Functions of `table`, each with its argument.
     Writes = List[Tuple[Callable[..., None], object]]
+    # What follows from a look: writes, in order; what they mend, "" if that is not worth telling; and when to look
+    # again although nothing changes, as time.monotonic(), 0 for never.
+    Plan = Tuple[Writes, str, float]
 
 NAME = "WSLInterop"
 TEMPORARY = NAME + "-temporary"
@@ -71,22 +75,8 @@ def is_rival(entry: table.Entry) -> bool:
 
 def is_specific(entry: table.Entry) -> bool:
     """Whether an entry is for some files that begin with MZ and are no ordinary Windows programs, as APE's is."""
-    return entry.enabled and not is_rival(entry) and (entry.extension is not None or entry.may_match(b"MZ"))
-
-
-class Plan:
-    """What follows from one look at the table."""
-
-    __slots__ = ("due", "fault", "writes")
-
-    def __init__(self, writes: "Writes", fault: str = "", due: float = 0.0) -> None:
-        """writes: functions of `table` with their argument, in order. fault: what they mend, if it is worth telling.
-
-        due: when to look again although nothing changes, as time.monotonic(); 0 for never.
-        """
-        self.writes = writes
-        self.fault = fault
-        self.due = due
+    is_for_some = entry.may_match(b"MZ") if entry.extension is None else b"." not in entry.extension
+    return entry.enabled and not is_rival(entry) and is_for_some
 
 
 class Interop:
@@ -104,11 +94,11 @@ class Interop:
         # Since when WSLInterop is gone alone, or its placeholder is enabled; 0 if neither is so.
         self._since = 0.0
         # Inodes of the entries behind WSLInterop. A specific entry that is not among them belongs in front.
-        self._behind: "Optional[Set[int]]" = None
+        self._behind: "set[int] | None" = None
         # Inodes of the entries that match no file that begins with MZ: what an entry matches never changes.
-        self._others: "Set[int]" = set()
+        self._others: "set[int]" = set()
 
-    def look(self, entries: "Dict[str, int]", now: float, *, wiped: bool = True) -> Plan:
+    def look(self, entries: "dict[str, int]", now: float, *, wiped: bool = True) -> "Plan":
         """Decide what is to be done.
 
         entries: as of table.entries(). now: as of time.monotonic(). wiped: whether
@@ -123,36 +113,37 @@ class Interop:
             self._since = self._since or now
         self._was_there = wsl is not None
         due = self._since + PATIENCE if now < self._since + PATIENCE else 0.0
-        clear = [(table.remove, TEMPORARY)] if TEMPORARY in entries else []
-
+        clear: "Writes" = [(table.remove, TEMPORARY)] if TEMPORARY in entries else []
         if self.disabled and wsl:
-            return Plan(clear + [(table.disable, NAME)] * wsl.enabled)
+            return clear + [(table.disable, NAME)] * wsl.enabled, "", 0.0
+        if due and (self.disabled or is_placeholder):
+            return [], "", due
         if self.disabled:
-            return Plan([] if due else [(table.register, PLACEHOLDER), (table.disable, NAME)], "" if due else MISSING, due)
+            return [(table.register, PLACEHOLDER), (table.disable, NAME)], MISSING, 0.0
         rivals, specific, misplaced = self._neighbours(entries)
-        if is_placeholder:
-            return Plan([] if due else [(table.remove, NAME), *_register(NAME, specific)], due=due)
         if wsl is None and due:
-            # The newest comes first.
-            is_first = TEMPORARY in entries and [*entries].index(TEMPORARY) < min(map([*entries].index, rivals[:1]), default=len(entries))
-            return Plan([] if is_first else [*clear, *_register(TEMPORARY, specific)], due=due)
+            order = [*entries, ""]  # the newest comes first
+            is_first = clear and order.index(TEMPORARY) < order.index((rivals or [""])[0])
+            return [] if is_first else [*clear, *_register(TEMPORARY, specific)], "", due
         if wsl is None:
-            return Plan([*_register(NAME, specific), *clear], MISSING)
+            return [*_register(NAME, specific), *clear], MISSING, 0.0
         if is_as_registered(wsl) and not rivals:
-            return Plan([*clear, *_again(misplaced)])
+            return [*clear, *_again(misplaced)], "", 0.0
         fault = f"{rivals[0]} outranks {NAME}" if rivals else f"{NAME} is not as WSL registers it"
         replace: "Writes" = [(_remove_enabled, NAME), *_register(NAME, specific), (table.remove, TEMPORARY)]
-        return Plan([*clear, (table.register, rule(TEMPORARY)), *replace], fault)
+        if is_placeholder:
+            return replace, f"{NAME} was enabled by hand", 0.0
+        return [*clear, (table.register, rule(TEMPORARY)), *replace], fault, 0.0
 
-    def repair(self, plan: "Optional[Plan]" = None, *, wiped: bool = True) -> Plan:
-        """Do what a look found; looks itself without a plan. Returns what has been done; raises OSError."""
+    def repair(self, plan: "Plan" = ([], "", 0.0), *, wiped: bool = True) -> "Plan":
+        """Do what a look found, or what another one finds; returns what has been done. Raises OSError."""
         with table.Lock() as was_free:
             for tries_left in reversed(range(TRIES)):
-                # A watch of another distro may have done the same since, and what is right is not to be replaced.
-                if plan is None or plan.fault != MISSING or not was_free:
+                # The watch of another distro may have done the same since, and what is right is not to be replaced.
+                if plan[1] != MISSING or not was_free:
                     plan = self.look(table.entries(), time.monotonic(), wiped=wiped)
                 try:
-                    for write, argument in plan.writes:
+                    for write, argument in plan[0]:
                         write(argument)
                     break
                 except (FileExistsError, FileNotFoundError):
@@ -164,7 +155,7 @@ class Interop:
                 self.inode = table.entries().get(NAME, self.inode)
         return plan
 
-    def _learn_whether_disabled(self, wsl: "Optional[table.Entry]") -> None:
+    def _learn_whether_disabled(self, wsl: "table.Entry | None") -> None:
         """Tell `echo 0 >WSLInterop` and `echo 1` from another registration, which is always an enabled one."""
         if not wsl:
             return
@@ -174,17 +165,19 @@ class Interop:
         if not (wsl.enabled and self.disabled):
             self.inode = wsl.inode
 
-    def _neighbours(self, entries: "Dict[str, int]") -> "Tuple[List[str], List[str], List[str]]":
-        """List the rivals of WSLInterop, the newest first; and, the oldest first, the specific entries that belong in
-        front of it, all of them and those that are not."""
+    def _neighbours(self, entries: "dict[str, int]") -> "tuple[list[str], list[str], list[str]]":
+        """List the rivals, the newest first, and the specific entries, the oldest first, and those that are misplaced.
+
+        A specific entry belongs in front of WSLInterop, and is misplaced behind it.
+        """
         names = list(entries)
         at = names.index(NAME) if NAME in entries else len(names)
         behind = {entries[name] for name in names[at + 1 :]}
         if self._behind is None:
             self._behind = behind
         self._others.intersection_update(entries.values())
-        rivals: "List[str]" = []
-        specific: "List[str]" = []
+        rivals: "list[str]" = []
+        specific: "list[str]" = []
         for name in names:
             if entries[name] in self._others or entries[name] in self._behind or is_ours(name):
                 continue
@@ -203,11 +196,11 @@ class Interop:
 
 
 def _register(name: str, specific: "Iterable[str]") -> "Writes":
-    """Register WSLInterop or the temporary entry; and after it, anew, the specific entries that are to stay in front."""
+    """Register WSLInterop or the temporary entry, and anew the specific entries that are to stay in front of it."""
     return [(table.register, rule(name)), *_again(specific)]
 
 
-def _again(names: "Iterable[str]") -> "Iterator[Tuple[Callable[..., None], object]]":
+def _again(names: "Iterable[str]") -> "Iterator[tuple[Callable[..., None], object]]":
     """Register entries anew, as far as that can be done from here."""
     for name in names:
         entry = table.read(name)

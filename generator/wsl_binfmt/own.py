@@ -15,133 +15,112 @@ from wsl_binfmt import interop, rules, table
 
 TYPE_CHECKING = False  # in place of that of `typing`, whose import takes long
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from typing import Any, Dict, List, Optional, Set, Tuple
+    from collections.abc import Callable, Collection, Iterable
+    from typing import Any
 
-    # By the entry's name: the service that has the rule, and the rule.
-    Own = Dict[str, Tuple[str, bytes]]
-
-# A disabled entry that matches no file, see interop.PLACEHOLDER.
 LEAVING = "wsl-binfmt-leaving-"
+# It matches no file, see interop.PLACEHOLDER.
 LEAVING_RULE = ":{}:E::distro.leaves::/init:"
 # Links that systemd makes, each to the invocation ID of a unit that is active.
 UNITS = "/run/systemd/units"
-SYSTEMCTL = "/usr/bin/systemctl"
 SECOND = 1.0  # how long a mark stays, and how long a service may be down in a restart
 # A program that wiped the table may be about to register entries of the same names, and would fail if they were there.
 QUIET = 0.05  # seconds without a change
 QUIET_MAX = 0.5  # seconds: the longest wait for that
-SAVED_MAX = 100  # entries that the next watch tells a wipe by
-
-
-def mark() -> str:
-    """Name the mark of this distro, by its PID namespace, which no other distro has."""
-    return f"{LEAVING}{posix.stat('/proc/self/ns/pid').st_ino}"
+SAVED_MAX = 100  # entries, besides the own ones, that the next watch tells a wipe by
 
 
 class OwnEntries:
     """What a watch knows of the own entries, from one look at the table to the next."""
 
-    def __init__(self, state: "Dict[str, Any]", tell: "Callable[..., object]") -> None:
+    def __init__(self, saved: "dict[str, Any]", tell: "Callable[..., object]") -> None:
         """Begin with what an earlier watch has saved. tell: tells people of a message."""
         self._tell = tell
-        self._rules = rules.Rules()
-        self._mark = mark()
-        # The entries as of the last look, which of them are own, and inodes of those that have only the name of one.
-        self._before: "Dict[str, int]" = state.get("entries", {})
-        self._own: "Own" = state.get("own", {})
-        self._foreign: "Set[int]" = set()
-        # Own entries that are gone, with the time since when: removed on purpose, or by another distro that leaves.
-        self._gone: "Dict[str, Tuple[float, Tuple[str, bytes]]]" = {}
-        # What is to come back, since when, and when the table has changed last.
-        self._lost: "Own" = {}
-        self._lost_since = self._changed = 0.0
-        # Own entries that an administrator has disabled.
-        self._disabled: "Set[str]" = set()
-        # Inodes of marks, with the time since when they are there.
-        self._marks: "Dict[int, float]" = {}
-        self._invocations: "Dict[str, str]" = state.get("invocations", {})
-        self._stopped: "Dict[str, float]" = {}
-        # When to look again although nothing changes, as time.monotonic(); 0 for never.
-        self.due = 0.0
+        # All distros have different PID namespaces.
+        self._mark = f"{LEAVING}{posix.stat('/proc/self/ns/pid').st_ino}"
+        # The entries as of the last look.
+        self._before: "dict[str, int]" = saved.get("entries", {})
+        # As of the last time when the table had settled: the own entries, each with its service and rule; those of them
+        # that an administrator has disabled; and the inodes of entries that have no more than the name of a rule.
+        self._own: "dict[str, tuple[str, bytes]]" = saved.get("own", {})
+        self._disabled: "set[str]" = saved.get("disabled own", set())
+        self._foreign: "set[int]" = set()
+        # When the table changed last, and first since it had settled; 0 if it has.
+        self._changed = self._unsettled = 0.0
+        # What is to come back if it has a rule; and since when what is gone that does so only if another distro leaves.
+        self._lost: "dict[str, None]" = dict.fromkeys(saved.get("lost", ()))
+        self._gone: "dict[str, float]" = {}
+        # Inodes of marks, and services that have stopped, with the time since when.
+        self._marks: "dict[int, float]" = {}
+        self._stopped: "dict[str, float]" = {}
+        self._invocations: "dict[str, str]" = saved.get("invocations", {})
 
-    def state(self) -> "Dict[str, Any]":
+    def state(self) -> "dict[str, Any]":
         """Return what the next watch begins with."""
-        names = {*self._own, interop.NAME, *list(self._before)[-SAVED_MAX:]}
+        names = {*self._own, interop.NAME, *[*self._before][-SAVED_MAX:]}
         entries = {name: inode for name, inode in self._before.items() if name in names}
-        return {"entries": entries, "own": self._own, "invocations": self._invocations}
+        return {
+            "entries": entries,
+            "lost": [*self._lost],
+            "own": self._own,
+            "disabled own": self._disabled,
+            "invocations": self._invocations,
+        }
 
-    def is_wiped(self, entries: "Dict[str, int]") -> bool:
+    def is_wiped(self, entries: "dict[str, int]") -> bool:
         """Whether nothing is left of what was there at the last look. WSLInterop alone is not all that was there."""
-        before = self._before.items()
-        return not all(map(interop.is_ours, self._before)) and not any(entries.get(name) == inode for name, inode in before)
+        is_any_left = any(entries.get(name) == inode for name, inode in self._before.items())
+        return not is_any_left and not all(map(interop.is_ours, self._before))
 
     def services_have_changed(self) -> bool:
         """Whether a service has started or stopped since the last look."""
         return any(_invocation(service) != self._invocations.get(service, "") for service in rules.SERVICES)
 
-    def look(self, entries: "Dict[str, int]", now: float, *, wiped: bool, reloaded: bool) -> None:
+    def look(self, entries: "dict[str, int]", now: float, *, wiped: bool, changed: bool, reloaded: bool) -> float:
         """See what has changed since the last look, and do what is to be done; raises OSError.
 
         entries: as of table.entries(). now: as of time.monotonic(). wiped: as of
-        is_wiped(). reloaded: whether a service was reloaded.
+        is_wiped(). changed: whether the table has. reloaded: whether a service
+        was. Returns when to look again although nothing changes; 0 for never.
         """
-        changed = entries != self._before
-        if changed:
-            self._compare(entries, now, wiped=wiped)
-        self._disabled = {name for name in self._own if _is_disabled(name)}
+        before, self._before = self._before, entries
+        is_first = not self._changed
+        if changed or before != entries:
+            # The oldest is registered again first.
+            gone = [name for name in reversed([*before]) if name not in entries and name not in self._disabled]
+            gone = [name for name in gone if before[name] not in self._foreign]
+            self._gone.update({} if wiped else dict.fromkeys(gone, now))
+            self._lose(gone if wiped else [], now)
         self._look_at_marks(entries, now)
-        self._look_at_services(entries, now, reloaded=reloaded)
-        if self._lost and now >= self._due_of_lost():
-            self._bring_back()
+        self._look_at_services(now, reloaded=reloaded)
+        settled = min(self._changed + QUIET, self._unsettled + QUIET_MAX) if self._unsettled else 0.0
+        if settled and (is_first or now >= settled):
+            self._settle(entries)
+            settled = 0.0
         dues = [since + SECOND for since in (*self._marks.values(), *self._stopped.values())]
-        self.due = min([*dues, self._due_of_lost()] if self._lost else dues, default=0.0)
+        return min(filter(None, (settled, *dues)), default=0.0)
 
-    def _due_of_lost(self) -> float:
-        return min(self._changed + QUIET, self._lost_since + QUIET_MAX)
+    def _lose(self, names: "Iterable[str]", now: float) -> None:
+        """Have entries brought back when the table has settled."""
+        self._lost.update(dict.fromkeys(names))
+        self._changed = now
+        self._unsettled = self._unsettled or now
 
-    def _compare(self, entries: "Dict[str, int]", now: float, *, wiped: bool) -> None:
-        """Learn which entries are own, and which own ones are gone."""
-        before, self._before, self._changed = self._before, entries, now
-        known = self._rules.read()
-        lost: "Own" = {}
-        if wiped:
-            names = [name for name in before if before[name] not in self._foreign and name not in self._disabled]
-            lost = {name: self._own.get(name) or known[name][0] for name in reversed(names) if name in known}
-        for name, own in self._own.items():
-            if name not in entries and not wiped:
-                self._gone[name] = now, own
-        self._own = {name: own for name, own in self._own.items() if entries.get(name) == before.get(name)}
-        self._foreign.intersection_update(entries.values())
-        for name, inode in reversed([*entries.items()]):
-            if name in known and name not in self._own and inode not in self._foreign and not interop.is_ours(name):
-                makers = _makers(name, known[name])
-                if makers:
-                    self._own[name] = makers[0]
-                else:
-                    self._foreign.add(inode)
-        self._add_lost(lost, now)
-        self._lost = {name: own for name, own in self._lost.items() if name not in entries}
-
-    def _add_lost(self, lost: "Own", now: float) -> None:
-        if lost and not self._lost:
-            self._lost_since = now
-        self._lost.update(lost)
-
-    def _look_at_marks(self, entries: "Dict[str, int]", now: float) -> None:
+    def _look_at_marks(self, entries: "dict[str, int]", now: float) -> None:
         """Have come back what a distro that leaves has removed; remove its mark a second later."""
         marks = {name: inode for name, inode in entries.items() if name.startswith(LEAVING)}
         self._marks = {inode: self._marks.get(inode, now) for inode in marks.values()}
-        self._gone = {name: gone for name, gone in self._gone.items() if now < gone[0] + SECOND and name not in entries}
+        self._gone = {name: since for name, since in self._gone.items() if now < since + SECOND}
         if any(name != self._mark for name in marks):
-            self._add_lost({name: own for name, (_, own) in self._gone.items()}, now)
+            if self._gone:
+                self._lose(self._gone, now)
             self._gone = {}
         for name, inode in marks.items():
             if now >= self._marks[inode] + SECOND:
                 table.remove(name)
 
-    def _look_at_services(self, entries: "Dict[str, int]", now: float, *, reloaded: bool) -> None:
-        """Remove entries whose rule is gone when a service starts or is reloaded, and all own ones when it has stopped."""
+    def _look_at_services(self, now: float, *, reloaded: bool) -> None:
+        """Remove what a service has no rule for any more when it starts or is reloaded, and all when it has stopped."""
         for service in rules.SERVICES:
             invocation, before = _invocation(service), self._invocations.get(service, "")
             self._invocations[service] = invocation
@@ -150,57 +129,54 @@ class OwnEntries:
             elif before:
                 self._stopped[service] = now
             if reloaded or (invocation != before and invocation):
-                known = self._rules.read()
-                old = {name: own for name, own in self._own.items() if own[0] == service and own not in known.get(name, [])}
+                known = rules.read()
+                old = [name for name, own in self._own.items() if own[0] == service and own not in known.get(name, [])]
                 self._remove(old)
                 # update-binfmts has passed over the name of a rule that has changed.
-                self._add_lost({name: own for name, own in old.items() if name in known}, now)
-        for service, since in list(self._stopped.items()):
+                self._lose(old, now)
+        for service, since in [*self._stopped.items()]:
             if now >= since + SECOND:
                 del self._stopped[service]
                 # A start that failed has registered what is beside the rule that the kernel refused.
                 if not _has_failed(service):
                     self.leave([service])
 
-    def leave(self, services: "Iterable[str]" = rules.SERVICES) -> None:
-        """Remove the own entries of services, which have been stopped or end with the distro; raises OSError.
-
-        Another distro with the same rules has its own back, as the mark is there first.
-        """
-        known = self._rules.read()
-        leaving = []
-        for name in table.entries():
-            candidates = [*known.get(name, []), *([self._own[name]] if name in self._own else [])]
-            makers = {service for service, _ in _makers(name, candidates)} if candidates else set()
-            is_kept = any(self._invocations.get(service) for service in makers.difference(services))
-            if makers.intersection(services) and not is_kept and not interop.is_ours(name):
-                leaving.append(name)
-        if leaving:
-            with table.Lock():
-                table.remove(self._mark)
-                table.register(LEAVING_RULE.format(self._mark).encode())
-                table.disable(self._mark)
-                self._remove(leaving)
-
-    def _remove(self, names: "Iterable[str]") -> None:
-        for name in list(names):
-            table.remove(name)
-            self._own.pop(name, None)
-
-    def _bring_back(self) -> None:
-        """Register again what is lost, and still has a rule, in the order in which it was registered."""
-        known = self._rules.read()
+    def _settle(self, entries: "dict[str, int]") -> None:
+        """Bring back what is lost, and learn which entries are own."""
+        self._unsettled = 0.0
+        known = rules.read()
         lost, self._lost = self._lost, {}
+        if lost:
+            self._bring_back({name: known[name] for name in lost if name in known})
+        own: "dict[str, tuple[str, bytes]]" = {}
+        self._disabled, self._foreign = set(), set()
+        for name, inode in reversed([*entries.items()]):
+            entry, makers = self._makers(name, known)
+            if entry and makers:
+                own[name] = makers[0]
+            elif entry:
+                self._foreign.add(inode)
+            if entry and not entry.enabled:
+                self._disabled.add(name)
+        self._own = own
+
+    def _makers(
+        self, name: str, known: "dict[str, list[tuple[str, bytes]]]"
+    ) -> "tuple[table.Entry | None, list[tuple[str, bytes]]]":
+        """Read an entry that has the name of a rule or is an own one, and tell which rules make such an entry."""
+        candidates = known.get(name, []) + [own for own in [self._own.get(name)] if own]
+        entry = table.read(name) if candidates else None
+        return entry, [own for own in candidates if entry and table.parse_rule(own[1])[1].says() == entry.says()]
+
+    def _bring_back(self, lost: "dict[str, list[tuple[str, bytes]]]") -> None:
         registered = []
         with table.Lock():
-            present = table.entries()
-            for name, own in lost.items():
-                if name in present or not known.get(name) or _is_for_python(known[name][0][1]):
-                    continue
-                rule = own[1] if own in known[name] else known[name][0][1]
+            for name, candidates in lost.items():
+                rule = self._own[name][1] if self._own.get(name) in candidates else candidates[0][1]
                 try:
-                    table.register(rule)
-                    registered.append(name)
+                    if not _is_for_this_program(rule):
+                        table.register(rule)
+                        registered.append(name)
                 except FileExistsError:
                     pass
                 except OSError as e:
@@ -208,32 +184,38 @@ class OwnEntries:
         if registered:
             self._tell(f"own entries were lost: registered {', '.join(registered)} again", repair=True)
 
+    def leave(self, services: "Collection[str]" = rules.SERVICES) -> None:
+        """Remove the own entries of services, which have been stopped or end with the distro; raises OSError.
 
-def _makers(name: str, candidates: "List[Tuple[str, bytes]]") -> "List[Tuple[str, bytes]]":
-    """Tell which rules make such an entry as is there."""
-    entry = table.read(name)
-    return [own for own in candidates if entry and _parse(own[1]) == entry.says()]
+        Another distro with the same rules has its own back, as the mark is there first.
+        """
+        known = rules.read()
+        leaving = []
+        for name in table.entries():
+            makers = {service for service, _ in self._makers(name, known)[1]}
+            # The other service has such a rule as well, and is active.
+            is_kept = any(self._invocations.get(service) for service in makers.difference(services))
+            if makers.intersection(services) and not is_kept:
+                leaving.append(name)
+        self._remove(leaving)
+
+    def _remove(self, names: "Collection[str]") -> None:
+        """Remove own entries, after a mark for distros that have the same rules."""
+        if not names:
+            return
+        with table.Lock():
+            table.remove(self._mark)
+            table.register(LEAVING_RULE.format(self._mark).encode())
+            table.disable(self._mark)
+            for name in names:
+                table.remove(name)
+                self._own.pop(name, None)
 
 
-def _parse(rule: bytes) -> "Tuple[object, ...]":
-    try:
-        return table.parse_rule(rule)[1].says()
-    except ValueError:
-        return ()
-
-
-def _is_disabled(name: str) -> bool:
-    entry = table.read(name)
-    return entry is not None and not entry.enabled
-
-
-def _is_for_python(rule: bytes) -> bool:
-    """Whether a rule matches the program that this watch runs in, and so may keep every program from starting."""
-    try:
-        with open("/proc/self/exe", "rb") as file:
-            return table.parse_rule(rule)[1].may_match(file.read(256))
-    except ValueError:
-        return False
+def _is_for_this_program(rule: bytes) -> bool:
+    """Whether a rule matches the Python that runs the watch: such an entry may keep every program from starting."""
+    with open("/proc/self/exe", "rb") as file:
+        return table.parse_rule(rule)[1].may_match(file.read(256))
 
 
 def _invocation(service: str) -> str:
@@ -246,8 +228,5 @@ def _invocation(service: str) -> str:
 
 def _has_failed(service: str) -> bool:
     """Ask systemd whether a service has failed; one that was stopped has not."""
-    command = ["timeout", "1", SYSTEMCTL, "is-failed", "--quiet", service]
-    try:
-        return posix.waitpid(posix.posix_spawn("/usr/bin/timeout", command, {}), 0)[1] == 0
-    except OSError:
-        return False
+    command = ["timeout", "1", "/usr/bin/systemctl", "is-failed", "--quiet", service]
+    return posix.waitpid(posix.posix_spawn("/usr/bin/timeout", command, {}), 0)[1] == 0

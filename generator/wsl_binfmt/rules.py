@@ -3,42 +3,33 @@
 
 import posix
 
+from wsl_binfmt import interop, table
+
 TYPE_CHECKING = False  # in place of that of `typing`, whose import takes long
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Dict, List, Tuple
 
 SYSTEMD_BINFMT, BINFMT_SUPPORT = SERVICES = "systemd-binfmt.service", "binfmt-support.service"
 # systemd's order: a file hides those of the same name in later directories.
 BINFMT_D = "/etc/binfmt.d", "/run/binfmt.d", "/usr/local/lib/binfmt.d", "/usr/lib/binfmt.d", "/lib/binfmt.d"
 UPDATE_BINFMTS = "/var/lib/binfmts"
-# What binfmt-support registers in place of interpreters of which a detector has to choose one.
+# What binfmt-support registers in place of an interpreter if several have rules for the same files.
 RUN_DETECTORS = b"/usr/lib/binfmt-support/run-detectors"
 FILE_MAX = 1 << 20  # bytes
 
 
-class Rules:
-    """The rules of both services by the names of their entries; read again when a file has changed."""
-
-    def __init__(self) -> None:
-        """Begin with nothing read."""
-        self._files: "List[Tuple[str, int, int, int]]" = []
-        self._rules: "Dict[str, List[Tuple[str, bytes]]]" = {}
-
-    def read(self) -> "Dict[str, List[Tuple[str, bytes]]]":
-        """Return for each name of an entry the rules that make it, each with the service that registers it."""
-        paths = [*_files_of_binfmt_d(), *(f"{UPDATE_BINFMTS}/{name}" for name in _listdir(UPDATE_BINFMTS))]
-        files = [(path, *_version(path)) for path in paths]
-        if files != self._files:
-            self._files, self._rules = files, {}
-            for _, _, rule in rules_of_binfmt_d():
-                self._add(SYSTEMD_BINFMT, name_in(rule), rule)
-            for rule in rules_of_update_binfmts():
-                self._add(BINFMT_SUPPORT, name_in(rule), rule)
-        return self._rules
-
-    def _add(self, service: str, name: bytes, rule: bytes) -> None:
-        self._rules.setdefault(name.decode(errors="surrogateescape"), []).append((service, rule))
+def read() -> "dict[str, list[tuple[str, bytes]]]":
+    """Read the rules of this distro: for each name of an entry the rules that make it, each after its service."""
+    found: "dict[str, list[tuple[str, bytes]]]" = {}
+    rules = [(SYSTEMD_BINFMT, rule) for _, _, rule in rules_of_binfmt_d()]
+    for service, rule in rules + [(BINFMT_SUPPORT, rule) for rule in rules_of_update_binfmts()]:
+        try:
+            name = table.parse_rule(rule)[0]
+        except ValueError:
+            continue
+        if not interop.is_ours(name):
+            found.setdefault(name, []).append((service, rule))
+    return found
 
 
 def name_in(rule: bytes) -> bytes:
@@ -46,9 +37,15 @@ def name_in(rule: bytes) -> bytes:
     return rule[1:].split(rule[:1], 1)[0]
 
 
-def rules_of_binfmt_d() -> "Iterator[Tuple[str, int, bytes]]":
+def rules_of_binfmt_d() -> "Iterator[tuple[str, int, bytes]]":
     """Read the rules of binfmt.d(5), the lines that are no comments: file, number of the line, rule."""
-    for path in _files_of_binfmt_d():
+    paths: "dict[str, str]" = {}
+    for directory in BINFMT_D:
+        for file in _listdir(directory):
+            if file.endswith(".conf") and file[0] != ".":
+                paths.setdefault(file, f"{directory}/{file}")
+    # By the names of the files, in whichever directory they are.
+    for _, path in sorted(paths.items()):
         for number, line in enumerate(_read(path).replace(b"\0", b"\n").splitlines(), 1):
             # Not a form feed, which strip() takes away as well: systemd has it as part of the rule.
             line = line.strip(b" \t\r\n")
@@ -60,32 +57,12 @@ def rules_of_update_binfmts() -> "Iterator[bytes]":
     """Make the rules that update-binfmts(8) registers of its files, format.c in the source of binfmt-support."""
     for name in _listdir(UPDATE_BINFMTS):
         fields = _read(f"{UPDATE_BINFMTS}/{name}").split(b"\n")
-        if len(fields) < 7:
-            continue
-        _, kind, offset, magic, mask, interpreter, detector, *options = fields
-        flags = b"".join(flag for flag, option in zip((b"C", b"P", b"F"), options) if option == b"yes")
-        for each in [RUN_DETECTORS] if detector else [interpreter, RUN_DETECTORS]:
-            start = [b"", name.encode(errors="surrogateescape"), kind[:1].upper(), offset, magic, mask]
-            yield b":".join([*start, each, flags])
-
-
-def _files_of_binfmt_d() -> "List[str]":
-    """List the files of binfmt.d(5) in systemd's order: by name, in whichever directory they are."""
-    paths: "Dict[str, str]" = {}
-    for directory in BINFMT_D:
-        for file in _listdir(directory):
-            if file.endswith(".conf") and file[0] != ".":
-                paths.setdefault(file, f"{directory}/{file}")
-    return [path for _, path in sorted(paths.items())]
-
-
-def _version(path: str) -> "Tuple[int, int, int]":
-    """Tell one content of a file from another, without reading it."""
-    try:
-        status = posix.stat(path)
-    except OSError:
-        return 0, 0, 0
-    return status.st_ino, status.st_mtime_ns, status.st_size
+        if len(fields) > 6:
+            _, kind, offset, magic, mask, interpreter, _, *options = fields
+            flags = b"".join(flag for flag, option in zip((b"C", b"P", b"F"), options) if option == b"yes")
+            for program in interpreter, RUN_DETECTORS:
+                rule = b"", name.encode(errors="surrogateescape"), kind[:1].upper(), offset, magic, mask, program, flags
+                yield b":".join(rule)
 
 
 def _read(path: str) -> bytes:
@@ -97,7 +74,7 @@ def _read(path: str) -> bytes:
         return b""
 
 
-def _listdir(directory: str) -> "List[str]":
+def _listdir(directory: str) -> "list[str]":
     try:
         return sorted(posix.listdir(directory))
     except OSError:

@@ -34,7 +34,7 @@ class Watch:
         self._saved = state.load()
         self._interop = interop.Interop(self._saved.get("inode", 0), disabled=self._saved.get("disabled", False))
         self._own = own.OwnEntries(self._saved, tell)
-        self._polls = self._reloaded = False
+        self._polls = self._changed = self._reloaded = False
         self._repairs_in_a_row = 0
         self._retry = POLL
         # What people have been told of.
@@ -58,20 +58,22 @@ class Watch:
             except OSError as e:
                 self._tell(f"cannot watch {directory} ({e.strerror}): looking every second instead")
                 self._polls = True
-        received, due = 0, 0.0
+        received, due = int(signal.SIGIO), 0.0
         while received != signal.SIGTERM:
             # Most units that start and stop are no business of the watch's.
             if received != signal.SIGUSR1 or self._own.services_have_changed():
-                due = self.look(reloaded=received == signal.SIGHUP)
+                due = self.look(changed=received == signal.SIGIO, reloaded=received == signal.SIGHUP)
             received = self._wait(due)
         self._leave()
 
-    def look(self, *, reloaded: bool = False) -> float:
+    def look(self, *, changed: bool = True, reloaded: bool = False) -> float:
         """Look at the table once, do what is to be done, and survive what the kernel refuses.
 
-        reloaded: whether a service was reloaded. Returns when to look again
-        although nothing changes, as time.monotonic(); 0 for never.
+        changed: whether the table has changed, or may have. reloaded: whether a
+        service was reloaded. Returns when to look again although nothing changes,
+        as time.monotonic(); 0 for never.
         """
+        self._changed = self._changed or changed
         self._reloaded = self._reloaded or reloaded
         try:
             due = self._look()
@@ -96,22 +98,20 @@ class Watch:
                 self._tell(interop.NO_INIT)
             return now + POLL
         plan = self._interop.look(entries, now, wiped=wiped)
-        if plan.writes:
-            plan = self._interop.repair(plan, wiped=wiped)
-            if plan.fault:
-                self._tell(f"{plan.fault}: restored", repair=True)
+        if plan[0]:
+            _, fault, _ = self._interop.repair(plan, wiped=wiped)
+            if fault:
+                self._tell(f"{fault}: restored", repair=True)
             self._repairs_in_a_row += 1
-            if self._repairs_in_a_row <= IN_A_ROW_MAX or not plan.fault:
-                return now
             # A program that undoes each repair must not have the machine busy with it.
-            return now + 0.1
+            return now + (0.1 if self._repairs_in_a_row > IN_A_ROW_MAX else 0.0)
         self._repairs_in_a_row = 0
         self._look_at_status()
-        self._own.look(entries, now, wiped=wiped, reloaded=self._reloaded)
-        self._reloaded = False
+        due = self._own.look(entries, now, wiped=wiped, changed=self._changed, reloaded=self._reloaded)
+        self._changed = self._reloaded = False
         # Last: nothing else has to wait where /run is full.
         self._save()
-        return min(filter(None, (plan.due, self._own.due)), default=0.0)
+        return min(filter(None, (plan[2], due)), default=0.0)
 
     def _look_at_status(self) -> None:
         was_on, self._is_switched_on = self._is_switched_on, table.is_switched_on()

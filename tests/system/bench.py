@@ -257,7 +257,7 @@ def resources(contender: Contender) -> None:
         settled(distro)
         contender.add("inotify instances", inotify_instances(distro) - inotify_instances(other))
         if contender is OURS:
-            pid = distro.systemctl("show", "--property=MainPID", "--value", "wsl-binfmt.service").strip()
+            pid = distro.systemctl("show", "--property=MainPID", "--value", "wsl-binfmt-watch.service").strip()
             fields = dict(
                 line.split(":", 1) for line in distro.run("cat", f"/proc/{pid}/smaps_rollup").splitlines()[1:]
             )

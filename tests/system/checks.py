@@ -44,19 +44,18 @@ def first(vm: bed.Vm) -> str:
 
 
 def right(vm: bed.Vm) -> bool:
-    """Whether WSLInterop is as WSL registers it, and nothing stands in for it."""
-    return vm.entry("WSLInterop") == ("enabled\ninterpreter /init\nflags: PF\noffset 0\nmagic 4d5a\n") and not [
-        name for name in vm.names() if name.startswith("WSLInterop-held-by-")
-    ]
+    """Whether WSLInterop is as WSL registers it, and the temporary entry is gone."""
+    text = "enabled\ninterpreter /init\nflags: PF\noffset 0\nmagic 4d5a\n"
+    return vm.entry("WSLInterop") == text and vm.entry("WSLInterop-temporary") is None
 
 
-STATE = "systemctl is-active wsl-binfmt.service; ls /run/wsl-binfmt; systemctl list-jobs"
+WATCH = "wsl-binfmt-watch.service"
+STATE = f"systemctl is-active {WATCH}; systemctl list-jobs; journalctl --quiet --lines=30"
 
 
 def quiet(distro: bed.Distro) -> bool:
     """Whether the distro has nothing left to do, and still watches."""
-    done = distro.shell(STATE, check=False)
-    return done.startswith("active\n") and ".after\n" not in done and "No jobs" in done
+    return distro.systemctl("is-active", WATCH, check=False) == "active\n" and no_jobs(distro)
 
 
 def all_quiet(distros: Iterable[bed.Distro], seconds: float = 20) -> None:
@@ -65,7 +64,7 @@ def all_quiet(distros: Iterable[bed.Distro], seconds: float = 20) -> None:
         try:
             eventually(partial(quiet, distro), seconds)
         except AssertionError as e:
-            raise AssertionError(distro.shell(f"{STATE}; journalctl --quiet --lines=30", check=False)) from e
+            raise AssertionError(distro.shell(STATE, check=False)) from e
 
 
 def no_jobs(distro: bed.Distro) -> bool:

@@ -196,7 +196,7 @@ def command_faults(name: str, report: Callable[[str, Fault, str], None], every: 
     """Have each call of a command in a distro fail, or each one of so many; as generator_faults()."""
     rule = {"/etc/binfmt.d/x.conf": ":x:M::xx::/bin/true:\n"}
     with bed.Vm() as vm, vm.distro(files=rule) as distro:
-        distro.systemctl("stop", "wsl-binfmt.service")
+        distro.systemctl("stop", "wsl-binfmt-watch.service")
 
         def run(*options: str) -> str:
             make_wrong(vm, distro)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.system
 
-WATCH = "wsl-binfmt.service"
+WATCH = "wsl-binfmt-watch.service"
 OURS = {"/etc/binfmt.d/x.conf": ":x:M::xx::/bin/true:\n"}
 
 

@@ -133,7 +133,7 @@ def test_shutdown_takes_no_longer(vm: Vm, boot: Boot) -> None:
 def test_killed_at_any_step(command: str, write: int, vm: Vm, boot: Boot) -> None:
     """A repair that is killed at a write leaves a handler, and the next one mends all."""
     distro = boot(vm)
-    distro.systemctl("stop", "wsl-binfmt.service")
+    distro.systemctl("stop", "wsl-binfmt-watch.service")
     eventually(lambda: right(vm))
     # WSL answers, but its entry is to be replaced: no F.
     vm.register(":spare:M::MZ::/init:PF")
@@ -146,20 +146,6 @@ def test_killed_at_any_step(command: str, write: int, vm: Vm, boot: Boot) -> Non
         )  # fmt: skip
     assert "killed by SIGKILL" in said or write > 4
     assert launches.failed == 0
-    distro.systemctl("start", "wsl-binfmt.service")
+    distro.systemctl("start", "wsl-binfmt-watch.service")
     assert eventually(lambda: right(vm)) < 1.5
     assert distro.interop()
-
-
-HOOK = "/usr/lib/wsl-binfmt-generator/service-hook"
-
-
-def test_a_distro_that_dies_in_a_hold_leaves_nothing(vm: Vm, boot: Boot) -> None:
-    distro = boot(vm)
-    with vm.distro() as peer:
-        peer.systemctl("stop", "wsl-binfmt.service")
-        peer.run("env", "INVOCATION_ID=dead", HOOK, "starting", "systemd-binfmt.service", "yes")
-        peer.kill()
-    assert "WSLInterop-held-by-dead" in vm.names()
-    assert eventually(lambda: right(vm)) < 1.5
-    eventually(lambda: quiet(distro))

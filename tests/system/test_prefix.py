@@ -62,7 +62,7 @@ def test_it_works(any_vm: bed.Vm, boot: Boot, prefix: str, links: dict[str, str]
     assert launches.failed == 0
     assert right(any_vm)
     assert "No problem found." in distro.run("wsl-binfmt")
-    distro.systemctl("is-active", "proc-sys-fs-binfmt_misc-status.mount", "wsl-binfmt.service")
+    distro.systemctl("is-active", "proc-sys-fs-binfmt_misc-status.mount", "wsl-binfmt-watch.service")
 
 
 def test_without_the_entry_at_boot(vm: bed.Vm, boot: Boot) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The formats that a distro's services have registered: they end with it, and come back when others take them."""
+"""The own entries of a distro: they end with it, come back after a wipe, and stay removed if removed on purpose."""
 
 from __future__ import annotations
 
@@ -35,9 +35,14 @@ OF_BINFMT_SUPPORT = {
 }
 
 
+def gone(vm: Vm, *names: str, seconds: float = 2) -> None:
+    """Wait until entries are gone."""
+    eventually(lambda: not set(names) & set(vm.names()), seconds)
+
+
 @pytest.mark.kernel
-def test_formats_end_with_the_service(any_vm: Vm, boot: Boot) -> None:
-    """What it registered is removed when it stops; what is another's is not, be it of the same name."""
+def test_they_end_with_the_service(any_vm: Vm, boot: Boot) -> None:
+    """The own entries are removed when it stops; what is another's is not, be it of the same name."""
     any_vm.write("register", ":theirs:M::theirs::/bin/true:")
     any_vm.write("register", ":x:M::before::/bin/true:")
     distro = boot(any_vm, files=OURS, emulators=0)
@@ -47,6 +52,7 @@ def test_formats_end_with_the_service(any_vm: Vm, boot: Boot) -> None:
     any_vm.write("y", "-1")
     any_vm.write("register", ":y:M::another::/bin/true:")
     distro.systemctl("stop", SERVICE)
+    gone(any_vm, "x")
     after = inodes(any_vm)
     assert before.keys() - after.keys() == {"x"}
     assert after["theirs"] == before["theirs"]
@@ -54,6 +60,7 @@ def test_formats_end_with_the_service(any_vm: Vm, boot: Boot) -> None:
     distro.systemctl("start", SERVICE)
     assert "x" in any_vm.names()
     assert right(any_vm)
+    eventually(lambda: not [name for name in any_vm.names() if "leaving" in name])
 
 
 def test_a_rule_that_is_gone(any_vm: Vm, boot: Boot) -> None:
@@ -62,17 +69,20 @@ def test_a_rule_that_is_gone(any_vm: Vm, boot: Boot) -> None:
         distro.write(X, X_RULE)
         distro.systemctl(verb, SERVICE)
         assert "x" in any_vm.names()
+        time.sleep(0.1)
         distro.write(X, "# nothing\n")
         distro.systemctl(verb, SERVICE)
-        assert "x" not in any_vm.names()
+        gone(any_vm, "x")
         assert "y" in any_vm.names()
     # Beside a rule that is refused, as well.
     distro.write(X, X_RULE)
     distro.systemctl("restart", SERVICE)
+    time.sleep(0.1)
     distro.write(X, ":bad:M::\n")
     distro.systemctl("restart", SERVICE, check=False)
-    assert "x" not in any_vm.names()
-    assert "y" in any_vm.names()
+    gone(any_vm, "x")
+    time.sleep(1.5)
+    assert "y" in any_vm.names(), "a start that failed is not a stop"
 
 
 def test_the_last_rule_is_gone(any_vm: Vm, boot: Boot) -> None:
@@ -83,7 +93,7 @@ def test_the_last_rule_is_gone(any_vm: Vm, boot: Boot) -> None:
     distro.shell(f"mount -t tmpfs tmpfs /usr/lib/binfmt.d; rm {X}")
     distro.systemctl("restart", SERVICE)
     assert distro.systemctl("is-active", SERVICE, check=False).strip() == "inactive"
-    assert "x" not in any_vm.names()
+    gone(any_vm, "x")
     assert right(any_vm)
     distro.write(X, X_RULE)
     distro.systemctl("restart", SERVICE)
@@ -93,42 +103,55 @@ def test_the_last_rule_is_gone(any_vm: Vm, boot: Boot) -> None:
         distro.write(f"/etc/binfmt.d/{name}", X_RULE)
     distro.path(X).unlink()
     distro.systemctl("restart", SERVICE)
-    assert "x" not in any_vm.names()
+    gone(any_vm, "x")
 
 
 def test_of_a_start_that_failed(any_vm: Vm) -> None:
-    """Formats beside a refused rule stay as long as the distro, and no longer."""
+    """Own entries beside a refused rule stay as long as the distro, and no longer."""
     with any_vm.distro(files={**OURS, "/etc/binfmt.d/bad.conf": ":bad:M::\n"}) as distro:
         assert distro.wait_until_up() == "degraded"
-        eventually(lambda: quiet(distro))
-        assert {"x", "y"} <= set(any_vm.names())
         for _ in range(2):
-            distro.systemctl("restart", SERVICE, check=False)
+            time.sleep(1.5)
             assert {"x", "y"} <= set(any_vm.names())
+            distro.systemctl("restart", SERVICE, check=False)
         distro.shutdown()
     assert not {"x", "y"} & set(any_vm.names())
 
 
-def test_of_a_start_that_failed_early(vm: Vm, boot: Boot) -> None:
-    """What the last start registered, and this one did not come to, is kept; what another distro has is not ours."""
-    distro = boot(vm, files=OURS)
-    eventually(lambda: quiet(distro))
-    distro.write(f"/etc/systemd/system/{SERVICE}.d/fails.conf", "[Service]\nExecStartPre=/bin/false\n")
-    distro.systemctl("daemon-reload")
-    vm.write("y", "-1")
-    vm.write("register", ":y:M::another::/bin/true:")
-    before = inodes(vm)
-    distro.systemctl("restart", SERVICE, check=False)
-    assert inodes(vm) == before
-    distro.shutdown()
-    assert "x" not in vm.names()
-    assert inodes(vm)["y"] == before["y"]
+def test_changed_rules_of_update_binfmts(vm: Vm, boot: Boot) -> None:
+    """A restart registers what has changed, which update-binfmts itself passes over."""
+    distro = boot(vm, files=OF_BINFMT_SUPPORT)
+    eventually(lambda: quiet(distro) and "z" in vm.names())
+    time.sleep(0.1)
+    distro.write("/var/lib/binfmts/z", "z\nmagic\n0\nZZZZ\n\n/bin/true\n\n\n\nyes\n")
+    distro.systemctl("restart", "binfmt-support.service")
+    eventually(lambda: "magic 5a5a5a5a" in (vm.entry("z") or ""))
+
+
+def test_update_binfmts_by_hand(vm: Vm) -> None:
+    """What an administrator disables stays removed; what a package's script imports comes back, and ends with the distro."""
+    files = {"/usr/share/binfmts/p": "package p\ninterpreter /bin/true\nmagic pppp\n", **OURS, **OF_BINFMT_SUPPORT}
+    files["/var/lib/binfmts/x"] = "x\nmagic\n0\nxxxx\n\n/bin/true\n\n\n\nyes\n"
+    with vm.distro(files=files) as distro:
+        eventually(lambda: quiet(distro) and {"x", "z"} <= set(vm.names()))
+        distro.run("update-binfmts", "--disable", "z")
+        distro.run("update-binfmts", "--disable", "x")  # of which binfmt.d has a rule as well
+        distro.run("update-binfmts", "--import", "p")
+        time.sleep(0.7)
+        assert not {"x", "z"} & set(vm.names())
+        vm.write("status", "-1")
+        eventually(lambda: {"p", "y"} <= set(vm.names()))
+        assert not {"x", "z"} & set(vm.names())
+        distro.run("update-binfmts", "--enable", "z")
+        assert "z" in vm.names()
+        distro.shutdown()
+    assert not {"p", "x", "y", "z"} & set(vm.names())
 
 
 @pytest.mark.parametrize("conf", ["", "[interop]\nenabled=false\n"])
-def test_formats_end_with_the_distro(any_vm: Vm, conf: str) -> None:
+def test_they_end_with_the_distro(any_vm: Vm, conf: str) -> None:
     """After a shutdown only what others registered is there; also of a distro that does not want WSLInterop."""
-    # binfmt-support.service is not stopped at a shutdown: the watch removes its formats.
+    # binfmt-support.service is not stopped at a shutdown: the watch removes its entries.
     files = {**OURS, "/etc/wsl.conf": conf, **({} if conf else OF_BINFMT_SUPPORT)}
     ours = {"x", "y"} if conf else {"x", "y", "z"}
     with any_vm.distro(installed=False) as other, any_vm.distro(files=files) as distro:
@@ -141,40 +164,60 @@ def test_formats_end_with_the_distro(any_vm: Vm, conf: str) -> None:
         assert "theirs" in any_vm.names()
 
 
+def test_after_a_direct_run_of_systemd_binfmt(any_vm: Vm, boot: Boot) -> None:
+    """The own entries end with the distro, whichever program has registered them; and the other distro has its own."""
+    other = boot(any_vm, files=OURS)
+    with any_vm.distro(files=OURS) as distro:
+        eventually(lambda: quiet(distro) and quiet(other))
+        distro.systemd_binfmt(check=False)
+        eventually(lambda: right(any_vm))
+        assert {"x", "y"} <= set(any_vm.names())
+        before = inodes(any_vm)
+        distro.shutdown()
+        eventually(lambda: {"x", "y"} <= set(any_vm.names()), 1)
+        assert inodes(any_vm)["x"] != before["x"], "the entry of the distro that has ended is still there"
+        eventually(lambda: not [name for name in any_vm.names() if "leaving" in name])
+        assert {"x", "y"} <= set(any_vm.names())
+
+
+def test_reset_of_the_qemu_images(vm: Vm, boot: Boot) -> None:
+    """`multiarch/qemu-user-static --reset`: it removes each qemu-* entry, then registers its own by the same names."""
+    rules = {f"/etc/binfmt.d/qemu-{name}.conf": f":qemu-{name}:M::{name}::/bin/true:F\n" for name in ("a", "b", "c", "d")}
+    distros = [boot(vm, files=rules, emulators=0) for _ in range(2)]
+    for distro in distros:
+        eventually(partial(quiet, distro))
+    time.sleep(0.2)
+    for name in [name for name in vm.names() if name.startswith("qemu-")]:
+        vm.write(name, "-1")
+        time.sleep(0.25)
+    for name in "a", "b", "c", "d":
+        vm.write("register", f":qemu-{name}:M::{name}::/bin/false:F")
+        time.sleep(0.05)
+    before = inodes(vm)
+    time.sleep(1.2)
+    assert inodes(vm) == before
+
+
+def test_a_rule_that_matches_every_program(vm: Vm, boot: Boot) -> None:
+    """After a wipe it is not registered again, WSL#12505: no program of any distro would start."""
+    distro = boot(vm, files=OURS)
+    eventually(lambda: quiet(distro))
+    distro.write("/etc/binfmt.d/native.conf", ":native:M::\\x7fELF\\x02\\x01\\x01::/nowhere:\n")
+    vm.write("register", ":native:M::\\x7fELF\\x02\\x01\\x01::/nowhere:")
+    try:
+        time.sleep(0.3)
+    finally:
+        vm.write("status", "-1")
+    eventually(lambda: {"x", "y"} <= set(vm.names()))
+    time.sleep(0.3)
+    assert "native" not in vm.names()
+
+
 def test_a_killed_distro_takes_nothing_along(vm: Vm) -> None:
     """This is what the manual says."""
     with vm.distro(files=OURS) as distro:
         distro.kill()
     assert {"x", "y"} <= set(vm.names())
-
-
-def test_with_the_watch_masked(any_vm: Vm, boot: Boot) -> None:
-    """The services see to their formats themselves."""
-    masked = {"/etc/systemd/system/wsl-binfmt.service": "-> /dev/null"}
-    distro = boot(any_vm, files={**OURS, **masked})
-    assert {"x", "y"} <= set(any_vm.names())
-    distro.systemctl("restart", SERVICE)
-    distro.write(X, "")
-    distro.systemctl("reload", SERVICE)
-    assert "x" not in any_vm.names()
-    assert "y" in any_vm.names()
-    distro.systemctl("stop", SERVICE)
-    assert "y" not in any_vm.names()
-    distro.systemctl("start", SERVICE)
-    assert "y" in any_vm.names()
-    distro.shutdown()
-    assert "y" not in any_vm.names()
-
-
-def test_a_stop_while_it_starts(vm: Vm, boot: Boot) -> None:
-    slow = {f"/etc/systemd/system/{SERVICE}.d/slow.conf": "[Service]\nExecStartPost=/bin/sleep 3\n"}
-    distro = boot(vm, files={**OURS, **slow})
-    distro.systemctl("stop", SERVICE)
-    distro.systemctl("start", "--no-block", SERVICE)
-    eventually(lambda: "y" in vm.names())
-    distro.systemctl("stop", SERVICE)
-    assert not {"x", "y"} & set(vm.names())
-    eventually(lambda: right(vm))
 
 
 def test_a_restart_is_not_a_stop(any_vm: Vm, boot: Boot) -> None:
@@ -211,7 +254,7 @@ def test_removed_by_hand_stays_removed(any_vm: Vm, boot: Boot) -> None:
     any_vm.write("register", ":wine:M::MZ::/bin/true:")
     eventually(lambda: right(any_vm) and any_vm.names()[0] == "WSLInterop")
     time.sleep(0.7)
-    distro.systemctl("kill", "--signal=KILL", "wsl-binfmt.service")
+    distro.systemctl("kill", "--signal=KILL", "wsl-binfmt-watch.service")
     time.sleep(0.3)
     eventually(lambda: quiet(distro))
     time.sleep(0.7)
@@ -219,18 +262,18 @@ def test_removed_by_hand_stays_removed(any_vm: Vm, boot: Boot) -> None:
 
 
 def test_what_happens_while_the_watch_is_down(any_vm: Vm, boot: Boot) -> None:
-    """It is repaired when systemd has started the watch again, a wipe's formats included."""
+    """It is repaired when systemd has started the watch again, own entries included."""
     distro = boot(any_vm, files={**OURS, **OF_BINFMT_SUPPORT})
     eventually(lambda: quiet(distro) and {"x", "y", "z"} <= set(any_vm.names()))
     for _ in range(2):
-        distro.systemctl("kill", "--signal=KILL", "wsl-binfmt.service")
+        distro.systemctl("kill", "--signal=KILL", "wsl-binfmt-watch.service")
         any_vm.write("status", "-1")
         any_vm.write("register", ":wine:M::MZ::/bin/true:")
         eventually(lambda: {"x", "y", "z"} <= set(any_vm.names()) and right(any_vm) and quiet(distro), 2)
         assert any_vm.names().index("WSLInterop") < any_vm.names().index("wine")
     any_vm.write("WSLInterop", "0")
-    eventually(lambda: "disabled" in distro.shell("cat /run/wsl-binfmt/WSLInterop"))
-    distro.systemctl("kill", "--signal=KILL", "wsl-binfmt.service")
+    eventually(lambda: b"disabledT" in distro.path("/run/wsl-binfmt/state").read_bytes())
+    distro.systemctl("kill", "--signal=KILL", "wsl-binfmt-watch.service")
     any_vm.write("status", "-1")
     eventually(lambda: (any_vm.entry("WSLInterop") or "").startswith("disabled") and "x" in any_vm.names(), 2)
 
@@ -270,7 +313,7 @@ def in_use(device: str) -> bool:
 @pytest.mark.kernel
 @pytest.mark.parametrize("installed", [True, False])
 def test_a_stopped_distros_disk_is_not_in_use(any_vm: Vm, boot: Boot, installed: bool) -> None:
-    """A format with F on a disk: the disk is released, while other distros start Windows and foreign programs."""
+    """An own entry with F on a disk: the disk is released, while other distros start Windows and foreign programs."""
     second, third = boot(any_vm), boot(any_vm)
     foreign = foreign_program(third)
     with loop_disk(any_vm) as device, any_vm.distro(installed=installed) as distro:
@@ -302,7 +345,7 @@ def test_the_table_switched_off(any_vm: Vm, boot: Boot) -> None:
     distro = boot(any_vm)
     eventually(lambda: quiet(distro))
     any_vm.write("status", "0")
-    eventually(lambda: "`sudo wsl-binfmt restore` switches it on" in distro.journal("wsl-binfmt.service"))
+    eventually(lambda: "`sudo wsl-binfmt restore` switches it on" in distro.journal("wsl-binfmt-watch.service"))
     any_vm.write("register", ":wine:M::MZ::/bin/true:")
     distro.systemctl("restart", SERVICE)
     time.sleep(0.2)
@@ -310,5 +353,5 @@ def test_the_table_switched_off(any_vm: Vm, boot: Boot) -> None:
     assert distro.run("wsl-binfmt", "restore") == ("the whole table was switched off (echo 0 >status): switched on\n")
     assert distro.interop()
     assert "nothing to do" in distro.run("wsl-binfmt", "restore")
-    eventually(lambda: "is switched on again" in distro.journal("wsl-binfmt.service"))
-    assert distro.journal("wsl-binfmt.service").count("switched off") == 1
+    eventually(lambda: "is switched on again" in distro.journal("wsl-binfmt-watch.service"))
+    assert distro.journal("wsl-binfmt-watch.service").count("switched off") == 1
