@@ -105,7 +105,8 @@ def test_no_debian_package_is_installed_unasked(tmp_path: Path, asked: bool) -> 
     )  # fmt: skip
     # This apt-get fails, and make ends there.
     assert done.returncode == 2
-    assert re.findall(r"^ *apt-get (\w+)", done.stdout, re.MULTILINE) == (["update", "install"] if asked else ["install"])
+    said = re.findall(r"^ *apt-get (\w+)", done.stdout, re.MULTILINE)
+    assert said == (["update", "install"] if asked else ["install"])
     assert {*re.findall("(debhelper|gcc|lintian)", done.stdout)} == {"debhelper", "gcc"}
     assert done.stdout.startswith("Installing " if asked else "Some Debian packages are missing. Run this as root:\n")
 
@@ -154,7 +155,7 @@ LINTIAN = "lintian", "--allow-root", "--pedantic", "--display-info"
 # What is out of date in Debian 12's lintian: the Policy of today is newer, and has no init scripts. That of sid takes
 # an override of the second for an error, as it does not know it.
 OUTDATED = "newer-standards-version,package-supports-alternative-init-but-no-init.d-script"
-# What sid's lintian advises to change and Debian 12 needs to build the package; and a file that would have nothing to say.
+# What sid's lintian advises to change and Debian 12 needs to build the package; and a file that would say nothing.
 PEDANTIC = (
     "package-uses-old-debhelper-compat-version,redundant-priority-optional-field,redundant-rules-requires-root-no-field,"
     "upstream-metadata-file-is-missing"
@@ -167,7 +168,7 @@ def test_lintian_has_nothing_to_say(release: Path, tmp_path: Path) -> None:
     assert run(*LINTIAN, f"--suppress-tags={OUTDATED}", changes, env={**os.environ, "TMPDIR": str(tmp_path)}) == ""
 
 
-def test_lintian_of_sid_has_nothing_to_say(release: Path, tmp_path: Path) -> None:
+def test_lintian_of_sid_has_nothing_to_say(release: Path) -> None:
     root = roots.make("sid", "lintian")
     script = (
         'mount --bind "$1" "$2/mnt"; mount -t proc proc "$2/proc"; mount -t tmpfs tmpfs "$2/tmp"; root=$2; shift 2; '
