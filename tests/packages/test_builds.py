@@ -195,7 +195,6 @@ RPMLINT = {
     "no-signature": "who publishes it signs it",
     "no-url-tag": "nothing is published yet",
     "only-non-binary-in-usr-lib": "as hardcoded-library-path",
-    "postin-without-ghost-file-creation": "%posttrans makes it",
 }
 
 
