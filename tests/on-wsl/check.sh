@@ -223,7 +223,7 @@ launching "daemon-reexec" systemctl daemon-reexec
 
 # As the triggers of Fedora's and Arch's packages run it. systemd 250 to 261 make it fail where WSL refuses a wipe.
 run_directly() {
-        /usr/lib/systemd/systemd-binfmt || :
+        /usr/lib/systemd/systemd-binfmt 2>/dev/null || :
 }
 mkdir -p "${RULES%/*}"
 echo ':on-wsl-format:M::on-wsl-check::/bin/true:' >"$RULES"
