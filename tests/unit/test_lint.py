@@ -58,6 +58,15 @@ def test_vermin() -> None:
     run("vermin", *options, "--eval-annotations", *(path for path in SOURCES if path not in later))
 
 
+def test_workflows() -> None:
+    """The workflows for GitHub; their shell scripts as well, where shellcheck is installed."""
+    workflows = sorted((support.TREE / ".github/workflows").glob("*.yml"))
+    assert len(workflows) == 2
+    actionlint = Path(sys.executable).with_name("actionlint")
+    done = subprocess.run([actionlint, "-no-color", *workflows], check=False, capture_output=True, text=True)
+    assert done.stdout + done.stderr == ""
+
+
 def test_compiles() -> None:
     """Their syntax is that of Python 3.8, annotations that are text included."""
     for source in SOURCES:
