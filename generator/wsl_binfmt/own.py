@@ -38,10 +38,14 @@ class OwnEntries:
         self._tell = tell
         # All distros have different PID namespaces.
         self._mark = f"{LEAVING}{posix.stat('/proc/self/ns/pid').st_ino}"
-        # The entries as of the last look.
+        # The entries as of the last look, and those of them that are not learned yet.
         self._before: "dict[str, int]" = saved.get("entries", {})
-        # As of the last time when the table had settled: the own entries, each with its service and rule; those of them
-        # that an administrator has disabled; and the inodes of entries that have no more than the name of a rule.
+        self._new: "set[str]" = set()
+        # The rules, but for those of services that have been stopped.
+        self._known: "dict[str, list[tuple[str, bytes]]]" = {}
+        self._ended: "set[str]" = saved.get("ended", set())
+        # The own entries, each with its service and rule; those of them that an administrator has disabled; and the
+        # inodes of entries that have no more than the name of a rule.
         self._own: "dict[str, tuple[str, bytes]]" = saved.get("own", {})
         self._disabled: "set[str]" = saved.get("disabled own", set())
         self._foreign: "set[int]" = set()
@@ -65,6 +69,7 @@ class OwnEntries:
             "lost": [*self._lost],
             "own": self._own,
             "disabled own": self._disabled,
+            "ended": self._ended,
             "invocations": {**self._invocations, **dict.fromkeys(self._stopped, "stopped")},
         }
 
@@ -87,6 +92,8 @@ class OwnEntries:
         self.notice(entries, now, wiped=wiped, changed=changed)
         self._look_at_marks(entries, now)
         self._look_at_services(now, reloaded=reloaded)
+        self._learn(entries, [name for name in entries if name in self._new])
+        self._new = set()
         settled = min(self._changed + QUIET, self._unsettled + QUIET_MAX) if self._unsettled else 0.0
         if settled and (not self._has_settled or now >= settled):
             self._settle(entries)
@@ -105,6 +112,7 @@ class OwnEntries:
             # What came back and is gone again was removed on purpose.
             self._lost = {name: None for name in self._lost if name not in entries}
             self._lose(gone if wiped else [], now)
+        self._new.update(name for name, inode in entries.items() if inode != before.get(name))
 
     def _lose(self, names: "Iterable[str]", now: float) -> None:
         """Have entries brought back when the table has settled."""
@@ -135,8 +143,10 @@ class OwnEntries:
             elif before:
                 self._stopped[service] = now
             if reloaded or (invocation != before and invocation):
-                known = rules.read()
-                old = [name for name, own in self._own.items() if own[0] == service and own not in known.get(name, [])]
+                self._ended.discard(service)
+                self._read_rules()
+                mine = [(name, own) for name, own in self._own.items() if own[0] == service]
+                old = [name for name, own in mine if own not in self._known.get(name, [])]
                 # Another distro may have registered an entry of that name since.
                 old = [name for name in old if self._makers(name, {})[1]]
                 self._remove(old)
@@ -147,26 +157,36 @@ class OwnEntries:
                 del self._stopped[service]
                 # A start that failed has registered what is beside the rule that the kernel refused.
                 if not _has_failed(service):
+                    self._ended.add(service)
                     self.leave([service])
 
+    def _read_rules(self) -> None:
+        known = {name: [own for own in made if own[0] not in self._ended] for name, made in rules.read().items()}
+        self._known = {name: made for name, made in known.items() if made}
+
     def _settle(self, entries: "dict[str, int]") -> None:
-        """Bring back what is lost, and learn which entries are own."""
+        """Bring back what is lost, and learn which entries are own now that all files have been written."""
         self._unsettled, self._has_settled = 0.0, True
-        known = rules.read()
+        self._read_rules()
         if self._lost:
+            lost = {name: self._known[name] for name in self._lost if name in self._known}
             # Until a look has seen that they are there: there may be a wipe before that.
-            self._lost = dict.fromkeys(self._bring_back({name: known[name] for name in self._lost if name in known}))
-        own: "dict[str, tuple[str, bytes]]" = {}
-        self._disabled, self._foreign = set(), set()
-        for name, inode in reversed([*entries.items()]):
-            entry, makers = self._makers(name, known)
+            self._lost = dict.fromkeys(self._bring_back(lost))
+        self._foreign = set()
+        self._learn(entries, entries)
+
+    def _learn(self, entries: "dict[str, int]", names: "Iterable[str]") -> None:
+        """Learn which of the entries `names` are own."""
+        self._own = {name: own for name, own in self._own.items() if name in entries}
+        self._disabled.intersection_update(self._own)
+        for name in names:
+            entry, makers = self._makers(name, self._known)
+            self._own.pop(name, None)
             if entry and makers:
-                own[name] = makers[0]
+                self._own[name] = makers[0]
+                (self._disabled.discard if entry.enabled else self._disabled.add)(name)
             elif entry:
-                self._foreign.add(inode)
-            if entry and not entry.enabled:
-                self._disabled.add(name)
-        self._own = own
+                self._foreign.add(entries[name])
 
     def _makers(
         self, name: str, known: "dict[str, list[tuple[str, bytes]]]"

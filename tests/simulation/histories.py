@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable
@@ -25,6 +26,9 @@ OWN = [
     rb":python3:M::\xa7\x0d\x0d\x0a::/usr/bin/python3:",
     b":jar:E::jar::/usr/bin/jexec:",
     b":llvm:M::BC::/usr/bin/lli:",
+    # An emulator of this machine: an entry by such a rule keeps every program from starting, WSL#12505.
+    rb":qemu-x86_64:M::\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\x3e\x00"
+    rb":\xff\xff\xff\xff\xff\xfe\xfe\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:/usr/bin/qemu-x86_64:OCF",
 ]
 RIVALS = [
     b":wine:M::MZ::/usr/bin/wine:",
@@ -67,7 +71,7 @@ def draw(seed: str) -> History:
     """Draw a history."""
     drawn = random.Random(seed)
     distros = []
-    for number in range(drawn.choice((1, 1, 2, 2, 2, 3, 3, 4, 6))):
+    for number in range(drawn.choice((1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 4, 6)) if drawn.random() < 0.99 else 20):
         of_binfmt_d = drawn.sample(range(len(OWN)), drawn.randrange(4))
         if drawn.random() < 0.15:
             of_binfmt_d.append(len(OWN) + drawn.randrange(len(RIVALS)))
@@ -263,6 +267,48 @@ def no_rival(_simulation: Simulation, choice: int) -> Step:
     yield from actors.put(actors.name_of(RIVALS[choice % len(RIVALS)]), b"-1")
 
 
+def storm(_simulation: Simulation, choice: int) -> Step:
+    """Undo each repair, for a time."""
+    rule = RIVALS[choice % len(RIVALS)]
+    for _ in range(choice // 2):
+        yield from actors.put(actors.name_of(rule), b"-1")
+        yield from actors.put("register", rule)
+        yield 0.001 * (choice % 5)
+
+
+def disables(simulation: Simulation, choice: int) -> Step:
+    """Do as `update-binfmts --disable` does for all packages of a distro."""
+    distro = simulation.distros[choice % len(simulation.distros)]
+    for rule in distro.rules()[rules.BINFMT_SUPPORT]:
+        yield from actors.put(actors.name_of(rule), b"-1")
+
+
+def refuses(simulation: Simulation, choice: int) -> Step:
+    """Have the kernel refuse each write for a time."""
+    simulation.table.refuses = (errno.EIO, errno.ENOMEM, errno.EROFS)[choice % 3]
+    yield 0.02 * (choice % 11)
+    simulation.table.refuses = 0
+    simulation.promises.could_do_nothing()
+
+
+def fills_run(simulation: Simulation, choice: int) -> Step:
+    """Have no space in /run of a distro for a time."""
+    distro = simulation.distros[choice % len(simulation.distros)]
+    distro.run_is_full = True
+    yield 0.05 * (choice % 13)
+    distro.run_is_full = False
+    simulation.promises.could_do_nothing()
+
+
+def no_init(simulation: Simulation, choice: int) -> Step:
+    """Have no /init in a distro for a time."""
+    distro = simulation.distros[choice % len(simulation.distros)]
+    distro.programs.discard("/init")
+    yield 0.05 * (choice % 13)
+    distro.programs.add("/init")
+    simulation.promises.could_do_nothing()
+
+
 EVENTS: dict[str, Happens] = {
     "restart": in_distro("restart", lambda sim, distro, choice: actors.restart(sim, distro, service_of(choice))),
     "reload": in_distro("reload", lambda sim, distro, choice: actors.reload(sim, distro, service_of(choice))),
@@ -289,6 +335,11 @@ EVENTS: dict[str, Happens] = {
     "no APE": by("administrator", writes(("APE", b"-1"))),
     "container installs": by("container", lambda _, __: actors.container_installs(CONTAINER)),
     "container resets": by("container", lambda _, __: actors.container_resets(CONTAINER)),
+    "storm of rivals": by("program", storm),
+    "update-binfmts --disable": by("package", lambda sim, choice: disables(sim, choice)),
+    "refusals": by("kernel", refuses),
+    "full /run": by("disk", fills_run),
+    "no /init": by("/init", no_init),
     "switch off": by("administrator", writes(("status", b"0"))),
     "switch on": by("administrator", writes(("status", b"1"))),
 }

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 WSLINTEROP, TEMPORARY, LEAVING = "WSLInterop", "WSLInterop-temporary", "wsl-binfmt-leaving-"
 QUIET = 0.05
+OUTAGE_MAX = 0.6  # seconds, whatever happens, while any watch is on time: LOCK_MAX, and a look
+# How the Python begins that runs the watches.
+ELF = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00\x3e\x00" + bytes(236)
+PE = b"MZ" + bytes(126) + b"PE\0\0"
 
 
 def is_ours(name: str) -> bool:
@@ -56,6 +60,8 @@ class Promises:
         self._touched: dict[str, float] = {}  # when names were registered
         self._watch_was_away = False
         self._began = 0.0
+        self._lost_since = 0.0  # when Windows programs went to /init last
+        self._excuse = False  # nothing could be done about it meanwhile
 
     # After each operation
 
@@ -116,8 +122,19 @@ class Promises:
     def _windows(self, actor: Actor, file: Entry | str, name: str) -> None:
         """Who handles Windows programs."""
         is_windows = self._table.handler_of_windows() == "/init"
+        now = self._simulation.now
         if actor.role == "other" and not (is_windows and self._was_windows):
-            self._disturbed = self._simulation.now
+            self._disturbed = now
+        if self._was_windows:
+            self._lost_since = now
+        elif is_windows and now > self._lost_since + OUTAGE_MAX and not self._excuse:
+            on_time = [process for process in self._simulation.processes() if process.distro.lateness < 0.01]
+            if any(process.started < self._lost_since for process in on_time):
+                self._simulation.breaks(f"nothing has given Windows programs to /init for {now - self._lost_since:.3f} s")
+        if is_windows:
+            self._excuse = False
+        elif not self._table.enabled or self._is_off is not False or self._table.refuses:
+            self._excuse = True
         if self._was_windows and not is_windows:
             # A rule of the distro is a rival's: whoever registers it, it is the newest until a watch has looked.
             is_rule = file == "register" and name not in (WSLINTEROP, TEMPORARY)
@@ -141,6 +158,8 @@ class Promises:
                 self._is_off = None
 
     def _watch_registers(self, actor: Actor, entry: Entry) -> None:
+        if entry.matches(ELF, b""):
+            self._simulation.breaks(f"{actor.name} registers {entry.name}, which matches every program of this machine")
         process = actor
         if entry.name in (WSLINTEROP, TEMPORARY) and entry.matches(b"MZ", b"") and self._is_off and process.knows_off:
             self._simulation.breaks(f"{actor.name} registers {entry.name}, which was disabled by hand")
@@ -168,16 +187,31 @@ class Promises:
 
     def _refused(self, actor: Actor, name: str) -> None:
         """A registration of another program fails since the name is there."""
-        entry = self._table.get(name)
-        if not entry or entry.by is None or entry.by.role != "watch" or name in (WSLINTEROP, TEMPORARY):
+        entry, now = self._table.get(name), self._simulation.now
+        if not entry or entry.by is None or entry.by.role != "watch" or is_ours(name) != (actor.name[:8] == "override"):
             return
-        now = self._simulation.now
-        is_late = now - actor.last_write > QUIET * 0.9
-        if any(mark > now - 2.5 for mark in self._marks) or is_late or any(wipe > now - 3 for wipe in self._wipes):
+        if now - actor.last_write > 0.8 * QUIET or entry.by.distro.lateness > 0.5 * QUIET:
+            return  # it took its time, or the watch did
+        if name == WSLINTEROP:
+            if self._wipes or self._is_off is not False or self._has_rivals():
+                return
+        elif any(mark > now - 2.5 for mark in self._marks) or (self._wipes and entry.born > self._wipes[0] + 0.4):
             return
         self._simulation.breaks(f"{actor.name} cannot register {name}: {entry.by.name} has brought it back")
 
+    def _has_rivals(self) -> bool:
+        """Whether something else than WSLInterop would handle Windows programs; it is not waited for then."""
+        names = (WSLINTEROP, TEMPORARY)
+        entries = [entry for entry in self._table.entries if entry.name not in names]
+        return any(entry.matches(*program) for entry in entries for program in [*world.PROGRAMS, (PE, b"")])
+
     # Operations of a watch
+
+    def could_do_nothing(self) -> None:
+        """The watches could not do what they had to for a time: they try again later, and what they knew is not complete."""
+        self._excuse = self._watch_was_away = True
+        for distro in self._simulation.distros:
+            distro.lateness += 1
 
     def watch_is_away(self) -> None:
         """A watch is killed or stopped."""

@@ -111,6 +111,7 @@ class Process(Actor):
         self.stopped_until = 0.0
         self._waits_since = 0.0
         # What the promises know of it.
+        self.started = simulation.now
         self.listed = self.looked = 0.0  # when it began its last look, and its last one that has ended
         self.read_inode: dict[str, tuple[int, float]] = {}
         self.saved_inode = 0

@@ -11,14 +11,13 @@ import posix
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Iterator
 
-from simulation import world
+from simulation import promises, world
 from wsl_binfmt import interop, own, rules, state, table, watch
 
 if TYPE_CHECKING:
     from simulation.scheduler import Process, Simulation
 
 SIGNALS = {"SIGHUP": 1, "SIGUSR1": 10, "SIGTERM": 15, "SIGIO": 29}
-ELF = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00\x3e\x00" + bytes(236)
 TABLE = table.DIRECTORY + "/"
 
 simulation: Simulation
@@ -213,7 +212,7 @@ def _open(path: str | int, mode: str) -> io.BytesIO:
         return io.BytesIO(me.descriptors.pop(path))
     me.turn()
     if path == "/proc/self/exe":
-        return io.BytesIO(ELF)
+        return io.BytesIO(promises.ELF)
     if path == "/proc/1/comm":
         return io.BytesIO(b"systemd-shutdow\n" if me.distro.is_shutdown else b"systemd\n")
     if mode == "wb":
