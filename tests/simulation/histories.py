@@ -139,7 +139,8 @@ def until_quiet(simulation: Simulation, started: list[object]) -> Step:
         elif all(process.is_idle() for process in simulation.processes()):
             break
         elif simulation.now > end:
-            simulation.breaks("the watches do not come to rest")
+            busy = [f"{process.name} until {process.ready - 1000}" for process in simulation.processes() if not process.is_idle()]
+            simulation.breaks(f"the watches do not come to rest: {' '.join(busy)}")
         yield 0.05
     simulation.promises.quiet()
     simulation.tell(None, "-- all is quiet")
@@ -285,6 +286,7 @@ def disables(simulation: Simulation, choice: int) -> Step:
 
 def refuses(simulation: Simulation, choice: int) -> Step:
     """Have the kernel refuse each write for a time."""
+    simulation.promises.could_do_nothing()
     simulation.table.refuses = (errno.EIO, errno.ENOMEM, errno.EROFS)[choice % 3]
     yield 0.02 * (choice % 11)
     simulation.table.refuses = 0
@@ -294,6 +296,7 @@ def refuses(simulation: Simulation, choice: int) -> Step:
 def fills_run(simulation: Simulation, choice: int) -> Step:
     """Have no space in /run of a distro for a time."""
     distro = simulation.distros[choice % len(simulation.distros)]
+    simulation.promises.could_do_nothing()
     distro.run_is_full = True
     yield 0.05 * (choice % 13)
     distro.run_is_full = False
@@ -303,6 +306,7 @@ def fills_run(simulation: Simulation, choice: int) -> Step:
 def no_init(simulation: Simulation, choice: int) -> Step:
     """Have no /init in a distro for a time."""
     distro = simulation.distros[choice % len(simulation.distros)]
+    simulation.promises.could_do_nothing()
     distro.programs.discard("/init")
     yield 0.05 * (choice % 13)
     distro.programs.add("/init")

@@ -45,6 +45,7 @@ class Promises:
         self._is_off: bool | None = False
         self._removed_by_hand = 0.0  # when WSLInterop was, alone
         self._off_since = self._enabled_by_hand = 0.0
+        self._enabled_inode = 0
         # When a program that is none of ours last did what takes Windows programs from /init.
         self._disturbed = 0.0
         # As of the last quiet time: own entries of each distro, and the names of disabled ones.
@@ -56,7 +57,7 @@ class Promises:
         self._marks: list[float] = []
         self._wipes: list[float] = []
         self._unclear: set[str] = set()  # names that may be there or not
-        self._replaced: set[str] = set()  # names that others have given to entries of their own
+        self._registered: dict[str, set[bytes]] = {}  # what was registered under a name, not by watches
         self._touched: dict[str, float] = {}  # when names were registered
         self._watch_was_away = False
         self._began = 0.0
@@ -82,13 +83,12 @@ class Promises:
         actor.last_write = now
         if command == b"register":
             entry = self._table.entries[0]
-            entry.born, entry.by = now, actor
+            entry.born, entry.by, entry.decided = now, actor, actor.looked_from
             if actor.role == "watch":
                 self._watch_registers(actor, entry)
             else:
                 self._removed.pop(name, None)
-                if actor.role == "other":
-                    self._replaced.add(name)
+                self._registered.setdefault(name, set()).add(entry.content)
                 self._touched[name] = now
                 self._disabled.discard(name)
             if name.startswith(LEAVING):
@@ -115,8 +115,8 @@ class Promises:
                 self._switched_by_hand(is_off=command == b"0")
         elif command == b"1":
             self._simulation.breaks(f"{actor.name} enables {name}")
-        elif name == WSLINTEROP and actor.looked < self._off_since < now - QUIET and command == b"0":
-            self._is_off = None  # a late watch has not seen that it was enabled
+        elif name == WSLINTEROP and command == b"0" and self._is_off is False and not actor.saw_enabled:
+            self._is_off = None  # it was gone before this watch saw that it was enabled
         self._windows(actor, file, name)
 
     def _windows(self, actor: Actor, file: Entry | str, name: str) -> None:
@@ -147,13 +147,14 @@ class Promises:
                 self._simulation.breaks(f"{actor.name} takes Windows programs from /init")
 
     def _switched_by_hand(self, *, is_off: bool) -> None:
+        wsl = self._table.get(WSLINTEROP)
+        assert wsl
         self._is_off, self._off_since = is_off, self._simulation.now
         if not is_off:
             self._enabled_by_hand = self._simulation.now
-        wsl = self._table.get(WSLINTEROP)
-        assert wsl
+            self._enabled_inode = wsl.inode
         for process in self._simulation.processes():
-            process.knows_off = False
+            process.knew_off, process.knows_off, process.saw_enabled = process.knows_off, False, float(is_off)
             if process.saved_inode != wsl.inode:
                 self._is_off = None
 
@@ -166,7 +167,7 @@ class Promises:
         if entry.name in self._disabled:
             self._simulation.breaks(f"{actor.name} enables {entry.name}, which was disabled by hand")
         since = self._removed.pop(entry.name, None)
-        if since is None or entry.name in self._unclear:
+        if since is None or entry.name in self._unclear or since.time > process.looked_from or process.distro.lateness >= 1:
             return
         if any(mark > since.time - 1.2 for mark in self._marks):
             return
@@ -176,6 +177,9 @@ class Promises:
 
     def _watch_removes(self, actor: Actor, entry: Entry) -> None:
         if is_ours(entry.name):
+            is_new = entry.inode == self._enabled_inode and self._simulation.now < self._enabled_by_hand + 0.8 * QUIET
+            if entry.name == WSLINTEROP and is_new and actor.knew_off:
+                self._simulation.breaks(f"{actor.name} replaces WSLInterop before all can have seen that it was enabled by hand")
             if entry.name == WSLINTEROP and self._is_off and actor.read_inode.get(WSLINTEROP, (0, 0.0))[1] < self._off_since:
                 self._is_off = None  # it was decided before
             return
@@ -193,7 +197,7 @@ class Promises:
         if now - actor.last_write > 0.8 * QUIET or entry.by.distro.lateness > 0.5 * QUIET:
             return  # it took its time, or the watch did
         if name == WSLINTEROP:
-            if self._wipes or self._is_off is not False or self._has_rivals():
+            if entry.decided < actor.last_write or self._wipes or self._is_off is not False or self._has_rivals():
                 return
         elif any(mark > now - 2.5 for mark in self._marks) or (self._wipes and entry.born > self._wipes[0] + 0.4):
             return
@@ -227,10 +231,12 @@ class Promises:
         process.listed = now
         process.inodes = {entry.inode for entry in self._table.entries}
         if process.looks:
-            process.looks, process.looked_at = False, process.inodes
+            process.looks, process.looked_at, process.looked_from = False, process.inodes, now
             if distro.listed and not distro.listed & process.inodes:
                 distro.wiped = now
-        process.removals_seen.update({name: since for name, since in self._removed.items() if since.time > distro.wiped})
+            process.removals_seen.update(
+                {name: since for name, since in self._removed.items() if since.time > distro.wiped}
+            )
         self._forget_off()
         distro.seen |= process.inodes
 
@@ -248,6 +254,8 @@ class Promises:
         if isinstance(file, world.Entry):
             process.read_inode[file.name] = (file.inode, self._simulation.now)
             if file.name == WSLINTEROP:
+                if file.enabled and file.inode == self._enabled_inode:
+                    process.saw_enabled = process.saw_enabled or self._simulation.now
                 process.read_off = not file.enabled
 
     def after_save(self, process: Process) -> None:
@@ -265,10 +273,11 @@ class Promises:
         read = process.read_inode.get(WSLINTEROP)
         process.saved_inode = read[0] if read else 0
         process.knows_off = process.knows_off or process.read_off
-        if self._simulation.now < self._enabled_by_hand + 1.2 * QUIET:
+        if self._simulation.now < max(self._enabled_by_hand, process.saw_enabled) + 1.2 * QUIET:
             return  # it was enabled by hand, and every watch is to see that
         if (
-            process.listed > self._disturbed
+            process.looked_from > self._disturbed
+            and process.distro.lateness < 1
             and self._is_off is False
             and self._table.enabled
             and not self._table.refuses
@@ -309,7 +318,7 @@ class Promises:
         for distro in simulation.distros:
             distro.known_off = self._is_off
         self._removed, self._marks, self._wipes, self._unclear = {}, [], [], set()
-        self._replaced, self._touched = set(), {}
+        self._registered, self._touched = {}, {}
         self._began = simulation.now
         if self._ape and not self._is_off and not self._is_ape_behind(there):
             self._watch_was_away = False
@@ -324,7 +333,7 @@ class Promises:
         for rule in (rule for of_service in distro.rules().values() for rule in of_service):
             entry = self._table.get(name_of(rule))
             try:
-                if entry and entry.content == world.Entry(rule).content:
+                if entry and entry.content == world.Entry(rule).content and not entry.matches(ELF, b""):
                     found.add(entry.name)
             except OSError:
                 pass
@@ -348,21 +357,22 @@ class Promises:
             content for other in simulation.distros if other is not distro and other.is_up for content in other.contents
         }
         if process:
-            for name, _ in self._own.get(distro, {}).items():
+            for name, entry in self._own.get(distro, {}).items():
                 services = [service for service, own in mine.items() if name in map(name_of, own)]
                 if (
                     name not in there
                     and services
                     and all(is_active(distro, service) for service in services)
                     and name not in self._removed
-                    and name not in self._unclear | self._replaced
+                    and name not in self._unclear
+                    and self._registered.get(name, set()) <= {entry.content}
                     and not distro.changed_rules
                     and max(other.lateness for other in simulation.distros) < 0.6
                     and distro.booted < self._began
                     and not any(0 < wipe - self._touched.get(name, wipe) < 0.3 for wipe in self._wipes)
                 ):
                     simulation.breaks(f"all is quiet, and {name} of {distro.name} is not back")
-        if distro.ended > distro.booted and distro.ended_cleanly or (process and not distro.changed_rules):
+        if (distro.ended > max(distro.booted, self._began) and distro.ended_cleanly) or (process and not distro.changed_rules):
             for name, entry in there.items():
                 if entry.content in distro.contents and entry.content not in elsewhere and entry.enabled:
                     services = [service for service, own in mine.items() if name in map(name_of, own)]

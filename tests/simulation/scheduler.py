@@ -54,7 +54,7 @@ class Actor:
         self.pace = simulation.pace(name)
         self.ready = simulation.now
         self.has_ended = False
-        self.last_write = 0.0
+        self.last_write = self.looked_from = 0.0
 
     def is_late(self) -> bool:
         """Whether it waits for the processor."""
@@ -118,7 +118,8 @@ class Process(Actor):
         self.inodes: set[int] = set()  # as of its last list, and as of the first one of its last look
         self.looked_at: set[int] = set()
         self.looks = True  # its next list begins a look
-        self.knows_off = self.read_off = False
+        self.knows_off = self.knew_off = self.read_off = False
+        self.saw_enabled = 1.0  # when it saw that WSLInterop was enabled by hand, last time
         self.removals_seen: dict[str, float] = {}
         self._main = main
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -174,7 +175,7 @@ class Process(Actor):
 
     def is_idle(self) -> bool:
         """Whether it waits for nothing but a signal."""
-        return bool(self.signals) and self.ready == math.inf
+        return bool(self.signals) and self.ready == math.inf and self.stopped_until < self.simulation.now
 
     def is_late(self) -> bool:
         """Whether it waits for the processor."""

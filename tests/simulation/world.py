@@ -58,7 +58,7 @@ class Entry:
         self.enabled = True
         self.inode = 0
         self.by: Actor | None = None  # who has registered it, and when
-        self.born = 0.0
+        self.born = self.decided = 0.0
 
     def __str__(self) -> str:
         return self.name
