@@ -14,8 +14,8 @@ from wsl_binfmt import table
 
 TYPE_CHECKING = False  # in place of that of `typing`, whose import takes long
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from typing import List, Tuple
+    from collections.abc import Iterable, Iterator
+    from typing import Callable, List, Tuple
 
     # Functions of `table`, each with its argument.
     Writes = List[Tuple[Callable[..., None], object]]
