@@ -7,9 +7,10 @@ PREFIX = /usr
 # Whether `install` compiles the modules; a package may do so at its installation.
 COMPILE = yes
 
-.PHONY: help install uninstall demo demo-depends shell test unit check check-kernels check-pythons faults bench pictures fuzz mutants
+.PHONY: help deps needs install uninstall demo shell test unit check check-kernels check-pythons faults bench pictures fuzz mutants
 
 help:
+	@echo 'make deps TARGET     install what TARGET needs on Debian, as root, then make TARGET; without a TARGET, for all'
 	@echo 'make demo            see it work'
 	@echo 'make shell           a distro to play in; WSL=none, 2.0.9, 2.6.1, 2.6, 3.0 or read-only'
 	@echo 'make install         install it; DESTDIR= and PREFIX=/usr'
@@ -36,11 +37,11 @@ ZSH_COMPLETION = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 
 # Where a page goes, by its section.
 man_dir = $(DESTDIR)$(PREFIX)/share/man/man$(subst .,,$(suffix $(1)))
-# What `uninstall` removes: what `install` puts there, and did in version 0.1.0.
+# What `uninstall` removes: what `install` puts there, and did in version 0.2.0.
 INSTALLED = $(LIB)/systemd/system-generators/wsl-binfmt-generator $(DESTDIR)$(PREFIX)/bin/wsl-binfmt $(LIB)/wsl-binfmt-generator \
 	$(UNITS:units/%=$(LIB)/systemd/system/%) $(BASH_COMPLETION)/wsl-binfmt $(ZSH_COMPLETION)/_wsl-binfmt \
 	$(foreach page,$(PAGES),$(call man_dir,$(page))/$(notdir $(page))) \
-	$(foreach unit,restore.path restore.service recheck.service recheck.timer,$(LIB)/systemd/system/wsl-binfmt-$(unit))
+	$(LIB)/systemd/system/wsl-binfmt.service
 
 install: $(if $(SCDOC),$(PAGES))
 	install -D -m 755 -t $(LIB)/systemd/system-generators generator/wsl-binfmt-generator
@@ -69,32 +70,62 @@ endif
 uninstall:
 	. packaging/takes-effect.sh; $(if $(DESTDIR),,wsl_binfmt_goes;) rm -rf $(INSTALLED) $(if $(DESTDIR),,&& wsl_binfmt_is_gone)
 
-# What boots in the test bed is an overlay of this machine's root.
-BED_DEPENDS = python3 systemd systemd-sysv dbus binfmt-support gcc libc6-dev util-linux
-TEST_DEPENDS = $(BED_DEPENDS) mmdebstrap procps python3-venv strace
+# Debian packages that each target needs. What boots in the test bed is an overlay of this machine's root.
+BED = python3 systemd systemd-sysv dbus binfmt-support gcc libc6-dev util-linux
+VENV = python3-venv ca-certificates
+TESTS = $(BED) $(VENV) mmdebstrap procps strace
+NEEDS_demo = $(BED)
+NEEDS_shell = $(BED)
+NEEDS_bench = $(BED)
+NEEDS_faults = $(BED) strace
+NEEDS_pictures = $(BED) $(VENV)
+NEEDS_test = $(VENV)
+NEEDS_fuzz = $(VENV)
+NEEDS_mutants = $(VENV)
+NEEDS_deb = build-essential debhelper dh-python scdoc
+NEEDS_rpm = python3 rpm scdoc
+NEEDS_arch = libarchive-tools makepkg pacman-package-manager scdoc
+NEEDS_check = $(TESTS) $(NEEDS_deb) $(NEEDS_rpm) $(NEEDS_arch) autopkgtest faketime lintian mandoc piuparts rpmlint shellcheck
+NEEDS_check-packages = $(NEEDS_check)
+NEEDS_check-kernels = $(TESTS) busybox-static debian-archive-keyring kmod qemu-system-x86
+NEEDS_release = $(NEEDS_check) git
 
-# What the test of the demo has in its root file system, which nothing else is in.
-demo-depends: DEPENDS = $(BED_DEPENDS)
-demo-depends: depends
+ASKED = $(filter deps,$(MAKECMDGOALS))
+# Those of the targets on this command line, of all targets without one.
+NEEDED = $(sort $(foreach name,$(or $(patsubst %,NEEDS_%,$(filter-out deps,$(MAKECMDGOALS))),$(filter NEEDS_%,$(.VARIABLES))),$($(name))))
 
-demo: demo-depends
+# Each target that needs something comes here first. Only `deps` has it installed.
+deps: needs
+needs:
+	@[ -e /etc/debian_version ] || $(if $(ASKED),{ echo 'make deps is for Debian and its derivatives' >&2; exit 1; },exit 0); \
+	installed=$$(dpkg-query -W -f '$${Package}=$${db:Status-Status} ' $(NEEDED) 2>/dev/null); \
+	missing=$$(for package in $(NEEDED); do \
+			case " $$installed" in *" $$package=installed "*) ;; *) printf ' %s' $$package ;; esac; \
+		done); \
+	[ "$$missing" ] || exit 0; \
+	if [ ! '$(ASKED)' ] || [ "$$(id -u)" != 0 ]; then \
+		echo 'Some Debian packages are missing. Run this as root:' >&2; \
+		echo "    apt-get install --no-install-recommends$$missing" >&2; \
+		exit 1; \
+	fi; \
+	echo "Installing$$missing"; \
+	export DEBIAN_FRONTEND=noninteractive; \
+	said=$$({ apt-get update && apt-get install --yes --no-install-recommends $$missing; } 2>&1) || { echo "$$said" >&2; exit 1; }
+
+demo: needs
 	@/usr/bin/python3 -B tests/system/demo.py
 
-faults: DEPENDS = $(BED_DEPENDS) strace
-faults: depends
+faults: needs
 	/usr/bin/python3 -B tests/system/faults.py
 
 WSL = none
-shell: DEPENDS = $(BED_DEPENDS)
-shell: depends
+shell: needs
 	@/usr/bin/python3 -B tests/system/shell.py $(WSL)
 
-bench: DEPENDS = $(BED_DEPENDS)
-bench: depends
+bench: needs
 	/usr/bin/python3 -B tests/system/bench.py
 
-pictures: DEPENDS = $(BED_DEPENDS) python3-venv
-pictures: depends .venv/done
+pictures: needs .venv/done
 	.venv/bin/python -B tests/system/picture.py
 
 test: .venv/done
@@ -120,13 +151,11 @@ unit:
 	$(PYTHON) -B -m pytest -qq -W default -p no:cacheprovider tests/unit --ignore=tests/unit/test_lint.py
 
 SUITES =
-check-kernels: DEPENDS = $(TEST_DEPENDS) qemu-system-x86 kmod busybox-static debian-archive-keyring
-check-kernels: depends .venv/done
+check-kernels: needs .venv/done
 	.venv/bin/pip install --quiet virtme-ng
 	.venv/bin/python -B tests/system/kernels.py $(SUITES)
 
-check: DEPENDS = $(TEST_DEPENDS) $(PACKAGING_DEPENDS)
-check: depends .venv/done
+check: needs .venv/done
 	.venv/bin/python -B -m pytest --numprocesses=2
 
 # Prints what the tests in pyproject.toml need.
@@ -134,7 +163,7 @@ REQUIREMENTS = /usr/bin/python3 -c 'import sys, tomllib; \
 	needs = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
 	print(*(need for kind in sys.argv[1:] for need in needs[kind]), sep="\n")'
 
-.venv/done: pyproject.toml
+.venv/done: pyproject.toml | needs
 	/usr/bin/python3 -m venv .venv
 	$(REQUIREMENTS) tests check lint pictures | .venv/bin/pip install --quiet --requirement /dev/stdin
 	touch $@
@@ -151,21 +180,9 @@ check-pythons:
 		$(MAKE) --no-print-directory unit PYTHON=$$venv/bin/python || exit 1; \
 	done
 
-# Installs DEPENDS on Debian, where it can; what is missing then is said by what needs it. What apt-get and debconf say
-# is for a failure only.
-depends:
-	@missing=$$(for package in $(DEPENDS); do \
-			[ "$$(dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null)" = installed ] || echo $$package; \
-		done); \
-		if [ -z "$$missing" ]; then exit; \
-		elif [ "$$(id -u)" != 0 ]; then echo "not root, so these are not installed:" $$missing >&2; exit; fi; \
-		echo "installing:" $$missing >&2; \
-		said=$$( (apt-get update && DEBIAN_FRONTEND=noninteractive \
-			apt-get install --yes --no-install-recommends $$missing) 2>&1) || { echo "$$said" >&2; exit 1; }
-
 # Everything below is for releases and packages.
 
-.PHONY: depends man first-change dist deb rpm arch release check-packages
+.PHONY: man first-change dist deb rpm arch release check-packages
 
 RELEASE = wsl-binfmt-generator-$(VERSION)
 # Of this tree's public home, for the recipes of the packages; there is none yet.
@@ -175,9 +192,6 @@ URL =
 RELEASED := $(shell date -u -d "$$(sed -n 's/^## .* (\(.*\))$$/\1/p' CHANGELOG.md | head -n 1)" +%s)
 # What this `make` was given, such as DESTDIR, is not for the one that a package runs.
 BUILD = env -u MAKEFLAGS -u MFLAGS
-DEB_DEPENDS = build-essential debhelper dh-python scdoc
-PACKAGING_DEPENDS = $(DEB_DEPENDS) autopkgtest faketime libarchive-tools lintian makepkg mandoc \
-	pacman-package-manager piuparts rpm rpmlint shellcheck
 
 man: $(PAGES)
 
@@ -194,12 +208,13 @@ first-change:
 	@grep -m 1 '^## ' CHANGELOG.md | grep -q '^## $(subst .,\.,$(VERSION)) (....-..-..)$$' || \
 		{ echo 'CHANGELOG.md does not begin with "## $(VERSION) (YYYY-MM-DD)"'; exit 1; }
 
+# What is made here, and debian/, which distributions bring.
+NOT_RELEASED = .git .venv .hypothesis .*_cache build debian dist
 # Of a clone and of an unpacked release, it is the same: the version is in the packages' recipes.
-# Distributions bring a debian/ of their own.
 dist: first-change
 	rm -rf build/dist
 	mkdir -p build/dist/$(RELEASE) dist
-	tar -c --exclude='./.*' --exclude=./build --exclude=./debian --exclude=./dist --exclude=__pycache__ . | tar -x -C build/dist/$(RELEASE)
+	tar -c $(patsubst %,--exclude='./%',$(NOT_RELEASED)) --exclude=__pycache__ . | tar -x -C build/dist/$(RELEASE)
 	cd build/dist/$(RELEASE)/packaging && \
 		sed -n 's/^## \(.*\) (\(.*\))$$/\1 \2/p' ../CHANGELOG.md | while read -r version day; do \
 			printf 'wsl-binfmt-generator (%s-1) unstable; urgency=medium\n\n  * New upstream release.\n\n -- %s  %s\n\n' \
@@ -212,8 +227,7 @@ dist: first-change
 	tar -c -C build/dist --sort=name --mtime=@$(RELEASED) --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX \
 		$(RELEASE) | gzip -9 -n >dist/$(RELEASE).tar.gz
 
-deb: DEPENDS = $(DEB_DEPENDS)
-deb: depends dist
+deb: needs dist
 	rm -rf build/deb dist/*.deb dist/*.dsc dist/*.orig.tar.* dist/*.debian.tar.*
 	mkdir -p build/deb
 	cp dist/$(RELEASE).tar.gz build/deb/wsl-binfmt-generator_$(VERSION).orig.tar.gz
@@ -224,13 +238,13 @@ deb: depends dist
 
 # rpm and makepkg of Debian do not know what is installed there.
 NODEPS = $(if $(shell command -v dpkg-query),--nodeps)
-rpm: dist
+rpm: needs dist
 	rm -rf build/rpm dist/*.rpm
 	$(BUILD) rpmbuild -ta $(NODEPS) --define '_topdir $(CURDIR)/build/rpm' dist/$(RELEASE).tar.gz
 	cp build/rpm/RPMS/noarch/*.rpm dist
 
 # What has to be true of a release, and what it consists of.
-release: first-change
+release: needs first-change
 	@[ "$$(date -u +%Y-%m-%d)" = "$$(date -u -d @$(RELEASED) +%Y-%m-%d)" ] || { echo 'CHANGELOG.md has another day'; exit 1; }
 	@[ -z "$$(git status --porcelain)" ] || { echo 'there are changes that are not committed'; exit 1; }
 	@! git rev-parse --quiet --verify refs/tags/v$(VERSION) >/dev/null || { echo 'v$(VERSION) is there already'; exit 1; }
@@ -240,7 +254,7 @@ release: first-change
 	cd dist && sha256sum -- * >SHA256SUMS
 
 # makepkg is not for root.
-arch: dist
+arch: needs dist
 	rm -rf build/arch dist/*.pkg.tar.*
 	mkdir -p build/arch
 	cp build/dist/$(RELEASE)/packaging/arch/* dist/$(RELEASE).tar.gz build/arch
@@ -251,6 +265,5 @@ arch: dist
 		cp PKGBUILD *.install ./*.pkg.tar.* $(CURDIR)/dist
 
 # All three are built, and installed in distros; what they hold is compared.
-check-packages: DEPENDS = $(TEST_DEPENDS) $(PACKAGING_DEPENDS)
-check-packages: depends .venv/done
+check-packages: needs .venv/done
 	.venv/bin/python -B -m pytest -m packages tests/packages

@@ -30,14 +30,10 @@ def _patience() -> None:
 @pytest.fixture(scope="session")
 def clone() -> Clone:
     """Copy what a clone would have to a new directory; returns that."""
-    # Golden machines have hidden files, too.
-    made = {path.name for path in bed.TREE.glob(".*")} | {"build", "dist"}
-
-    def ignore(directory: str, _: list[str]) -> set[str]:
-        return {"__pycache__"} | (made if directory == str(bed.TREE) else set())
 
     def do(target: Path) -> Path:
-        shutil.copytree(bed.TREE, target, symlinks=True, ignore=ignore)
+        ignored = shutil.ignore_patterns(".git", ".venv", ".hypothesis", ".*_cache", "__pycache__", "build", "dist")
+        shutil.copytree(bed.TREE, target, symlinks=True, ignore=ignored)
         return target
 
     return do
@@ -65,24 +61,24 @@ def release(tmp_path_factory: pytest.TempPathFactory, clone: Clone, make: Make) 
     return tree
 
 
-# The last commit of version 0.1.0.
-FIRST = "1be7a17"
+# What the packages of version 0.2.0 are built of, as its tarball has tests as well: git archive d39fb7a CHANGELOG.md
+# LICENSE Makefile README.md generator man packaging units | xz -9e. It is here since a release has no history.
+PREVIOUS = bed.TREE / "tests/packages/0.2.0.tar.xz"
 
 
 @pytest.fixture(scope="session")
-def first_release(tmp_path_factory: pytest.TempPathFactory, make: Make) -> Path:
-    """As `release`, of version 0.1.0, from the history of this tree."""
-    tree = tmp_path_factory.mktemp("first")
-    archive = subprocess.run(["git", "-C", bed.TREE, "archive", FIRST], check=True, stdout=subprocess.PIPE)
-    subprocess.run(["tar", "-x", "-C", tree], check=True, input=archive.stdout)
+def previous_release(tmp_path_factory: pytest.TempPathFactory, make: Make) -> Path:
+    """As `release`, of version 0.2.0."""
+    tree = tmp_path_factory.mktemp("previous")
+    subprocess.run(["tar", "-x", "-C", tree, "-f", PREVIOUS], check=True)
     make(tree, "deb", "rpm", "arch")
     return tree
 
 
 @pytest.fixture(scope="session")
-def first_deb(first_release: Path) -> Path:
-    """The Debian package of version 0.1.0."""
-    (path,) = (first_release / "dist").glob("*.deb")
+def previous_deb(previous_release: Path) -> Path:
+    """The Debian package of version 0.2.0."""
+    (path,) = (previous_release / "dist").glob("*.deb")
     return path
 
 

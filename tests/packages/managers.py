@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    import bed
+import bed
 
 MODULES = "/usr/lib/wsl-binfmt-generator/wsl_binfmt"
 
@@ -47,20 +46,28 @@ MANAGERS = {
 }
 
 
-def assert_that_the_first_release_is_gone(distro: bed.Distro) -> None:
-    """Its units have been stopped, which this one has no use for, and its notes are gone."""
+# The watch of version 0.2.0.
+PREVIOUS_WATCH = "wsl-binfmt.service"
+# Leaves a stand-in and a note of version 0.2.0, as binfmt-support.service did when it was killed on its way.
+KILLED = "INVOCATION_ID=1 /usr/lib/wsl-binfmt-generator/service-hook starting binfmt-support.service yes"
+
+
+def assert_that_the_previous_release_is_gone(distro: bed.Distro) -> None:
+    """Its watch has been stopped, and neither its files in /run nor its stand-ins are left."""
     units = distro.systemctl("list-units", "--all", "--plain", "--no-legend", "wsl-binfmt*")
-    assert {line.split()[0] for line in units.splitlines()} == {"wsl-binfmt.service", "wsl-binfmt-boot.service"}
-    assert distro.systemctl("is-active", "wsl-binfmt.service").strip() == "active"
-    assert {name[:10] for name in distro.run("ls", "/run/wsl-binfmt").split()} <= {"WSLInterop"}
+    assert {line.split()[0] for line in units.splitlines()} <= {"wsl-binfmt-watch.service", "wsl-binfmt-boot.service"}
+    assert distro.systemctl("is-active", "wsl-binfmt-watch.service").strip() == "active"
+    assert distro.shell("pgrep --count --full '[w]sl-binfmt watch'").strip() == "1"
+    assert distro.run("ls", "-A", "/run/wsl-binfmt").split() == ["state"]
+    assert "-held-by-" not in distro.run("ls", bed.TABLE)
 
 
 def compiled_for(distro: bed.Distro) -> str:
     """The Python that all modules are compiled for, which takes them, and for which nothing else is."""
-    modules = {path.stem for path in distro.path(MODULES).glob("*.py")}
-    names = [path.name.split(".") for path in distro.path(f"{MODULES}/__pycache__").iterdir()]
-    assert sorted(name for name, _, _ in names) == sorted(modules)
-    (tag,) = {tag for _, tag, _ in names}
+    modules = [path.with_suffix("") for path in distro.path(MODULES).rglob("*.py")]
+    compiled = [(path.parent.parent, *path.name.split(".")) for path in distro.path(MODULES).rglob("__pycache__/*")]
+    assert sorted(directory / name for directory, name, _, _ in compiled) == sorted(modules)
+    (tag,) = {tag for _, _, tag, _ in compiled}
     said = distro.run("/usr/bin/python3", "-v", "-BIS", "/usr/bin/wsl-binfmt", "--version")
     assert f"code object from '{MODULES}/__pycache__/command.{tag}.pyc'" in said
     assert f"code object from {MODULES}/" not in said

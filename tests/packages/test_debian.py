@@ -15,7 +15,8 @@ import pytest
 import bed
 import roots
 from checks import eventually, right
-from managers import MANAGERS, assert_that_the_first_release_is_gone
+from managers import KILLED, MANAGERS, PREVIOUS_WATCH, assert_that_the_previous_release_is_gone
+from wsl_binfmt import command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ pytestmark = [pytest.mark.packages, pytest.mark.system]
 DPKG = MANAGERS["dpkg"]
 PACKAGE = "wsl-binfmt-generator"
 GUARD = "proc-sys-fs-binfmt_misc-status.mount"
-WATCH = "wsl-binfmt.service"
+WATCH = "wsl-binfmt-watch.service"
 SCRIPTS = bed.TREE / "packaging/debian/tests"
 
 
@@ -116,20 +117,36 @@ def test_upgrade_without_a_failed_launch(any_vm: bed.Vm, boot: Boot, deb: Path, 
     script(distro, "goes-away")
 
 
-def test_upgrade_from_the_first_release(any_vm: bed.Vm, boot: Boot, first_deb: Path, deb: Path) -> None:
+def test_upgrade_from_the_previous_release(any_vm: bed.Vm, boot: Boot, previous_deb: Path, deb: Path) -> None:
     distro = boot(any_vm, files={"/etc/binfmt.d/wine.conf": ":wine:M::MZ::/bin/true:\n"})
-    dpkg(distro, "--install", first_deb)
+    dpkg(distro, "--install", previous_deb)
     distro.systemctl("restart", "systemd-binfmt.service")
-    assert "wsl-binfmt-restore.path" in distro.systemctl("list-units", "--plain", "wsl-binfmt*")
+    assert distro.systemctl("is-active", PREVIOUS_WATCH).strip() == "active"
+    distro.shell(KILLED)
     with distro.launching() as launches:
         assert dpkg(distro, "--install", deb) == ""
     assert launches.count > 100
     assert launches.failed == 0
-    assert_that_the_first_release_is_gone(distro)
+    assert_that_the_previous_release_is_gone(distro)
     assert right(any_vm)
     script(distro, "takes-effect")
     assert distro.systemctl("is-system-running").strip() == "running"
     script(distro, "goes-away")
+
+
+@pytest.mark.parametrize("unit", [bed.OWN_UNIT, bed.DANGLING_UNIT], ids=["own", "dangling"])
+def test_a_unit_of_the_name_that_the_watch_had_is_left_alone(
+    vm: bed.Vm, boot: Boot, previous_deb: Path, deb: Path, unit: dict[str, str]
+) -> None:
+    """An administrator's unit by that name goes on, and nothing is said about one that is not there."""
+    distro = boot(vm, files=unit)
+    before = distro.systemctl("is-active", PREVIOUS_WATCH, check=False)
+    dpkg(distro, "--install", previous_deb)
+    assert dpkg(distro, "--install", deb) == ""
+    assert distro.systemctl("is-active", GUARD, WATCH).split() == ["active", "active"]
+    assert distro.systemctl("is-active", PREVIOUS_WATCH, check=False) == before
+    assert dpkg(distro, "--purge", PACKAGE) == ""
+    assert distro.systemctl("is-active", PREVIOUS_WATCH, check=False) == before
 
 
 def test_upgrade_during_repairs(vm: bed.Vm, boot: Boot, deb: Path, next_deb: Path) -> None:
@@ -140,7 +157,7 @@ def test_upgrade_during_repairs(vm: bed.Vm, boot: Boot, deb: Path, next_deb: Pat
     with over_and_over(distro, rival), distro.launching() as launches:
         for package in next_deb, deb, next_deb:
             dpkg(distro, "--install", package)
-        restored = distro.journal(WATCH).count("r outranks WSLInterop: restored")
+        restored = distro.run("journalctl", "--output=cat", f"MESSAGE_ID={command.REPAIR}").count("\n")
     assert restored > 3
     assert launches.count > 100
     assert launches.failed == 0
@@ -154,9 +171,10 @@ def test_removal_leaves_nothing(any_vm: bed.Vm, boot: Boot, deb: Path) -> None:
     before = services(distro), mounts(distro)
     for how in "--remove", "--purge":
         dpkg(distro, "--install", deb)
-        # As a service leaves it that is killed on its way.
-        hook = "/usr/lib/wsl-binfmt-generator/service-hook"
-        distro.run("env", "INVOCATION_ID=1", hook, "starting", "binfmt-support.service", "yes")
+        # As a watch leaves it that is killed while it replaces WSLInterop.
+        distro.systemctl("kill", "--signal=STOP", WATCH)
+        any_vm.register(bed.WSL_INTEROP.replace("WSLInterop", "WSLInterop-temporary"))
+        any_vm.write("WSLInterop", "-1")
         with distro.launching() as launches:
             assert dpkg(distro, how, PACKAGE) == ""
         assert launches.failed == 0
@@ -231,15 +249,16 @@ def test_in_a_chroot(vm: bed.Vm, boot: Boot, deb: Path, next_deb: Path, has_run:
 
 def test_policy_rc_d_is_asked(vm: bed.Vm, boot: Boot, deb: Path) -> None:
     """Where it forbids to start services, the installation starts none; the generator is run."""
-    policy = "#!/bin/sh\necho $* >>/tmp/asked\nexit 101\n"
+    policy = "#!/bin/sh\necho $2 $1 >>/tmp/asked\nexit 101\n"
+    actions = f"start {GUARD}", "start wsl-binfmt-boot.service", f"restart {WATCH}"
     distro = boot(vm, files={"/usr/sbin/policy-rc.d": policy})
     lose(vm)
-    refused = f"policy-rc.d forbids to start {GUARD}\npolicy-rc.d forbids to restart {WATCH}\n"
-    assert dpkg(distro, "--install", deb) == refused
+    refused = dpkg(distro, "--install", deb).splitlines()
+    assert [line.rpartition("not running ")[2] for line in refused] == [f"'{action}'" for action in actions]
     assert distro.systemctl("is-active", GUARD, WATCH, check=False).split() == ["inactive", "inactive"]
     assert "/50-wsl-binfmt.conf" in services(distro)
     assert "WSLInterop" not in vm.names()
-    assert distro.run("cat", "/tmp/asked") == f"{GUARD} start\n{WATCH} restart\n"
+    assert distro.run("cat", "/tmp/asked").splitlines() == [*actions]
     distro.write("/usr/sbin/policy-rc.d", policy.replace("101", "104"))
     distro.run("dpkg-reconfigure", PACKAGE)
     assert distro.systemctl("is-active", GUARD, WATCH).split() == ["active", "active"]
@@ -251,11 +270,11 @@ def test_policy_rc_d_is_asked(vm: bed.Vm, boot: Boot, deb: Path) -> None:
 LEFT_BY_OTHERS = "/var/cache/debconf/tmp.ci/", "/etc/shells"
 
 
-def test_piuparts(tmp_path: Path, root: Path, first_deb: Path, deb: Path) -> None:
-    """An upgrade from the first release, removal and purge leave the root of a suite as it was."""
+def test_piuparts(tmp_path: Path, root: Path, previous_deb: Path, deb: Path) -> None:
+    """An upgrade from the previous release, removal and purge leave the root of a suite as it was."""
     archive = tmp_path / "archive"
     archive.mkdir()
-    shutil.copy(first_deb, archive)
+    shutil.copy(previous_deb, archive)
     with open(archive / "Packages", "wb") as index:
         subprocess.run(["dpkg-scanpackages", "."], cwd=archive, stdout=index, stderr=subprocess.DEVNULL, check=True)
     done = subprocess.run(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.packages, pytest.mark.system]
 
-UNITS = "proc-sys-fs-binfmt_misc-status.mount", "wsl-binfmt.service"
+UNITS = "proc-sys-fs-binfmt_misc-status.mount", "wsl-binfmt-watch.service"
 # PID 1 is this shell. Debian's policy-rc.d of a container, which would forbid to start anything, is not for the image.
 BUILD = """
 mount -t overlay overlay -o "lowerdir=/,upperdir=$1/layer,workdir=$1/work" "$1/root"

@@ -12,7 +12,15 @@ import pytest
 
 import bed
 from checks import right
-from managers import MANAGERS, MODULES, Manager, assert_that_the_first_release_is_gone, compiled_for
+from managers import (
+    KILLED,
+    MANAGERS,
+    MODULES,
+    PREVIOUS_WATCH,
+    Manager,
+    assert_that_the_previous_release_is_gone,
+    compiled_for,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +31,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.packages, pytest.mark.system]
 
 GOES_AWAY = (bed.TREE / "packaging/debian/tests/goes-away").read_text()
-UNITS = "proc-sys-fs-binfmt_misc-status.mount", "wsl-binfmt.service"
+WATCH = "wsl-binfmt-watch.service"
+UNITS = "proc-sys-fs-binfmt_misc-status.mount", WATCH
 # What two hooks do that come with Arch's systemd.
 HOOK = """\
 [Trigger]
@@ -57,7 +66,7 @@ def test_it_comes_is_upgraded_and_goes(
     # The first time, to see it take effect; then with programs that start all the time.
     said = install(distro, manager, release)
     # These packages start nothing.
-    assert distro.systemctl("is-active", UNITS[1], check=False).strip() == "inactive"
+    assert distro.systemctl("is-active", WATCH, check=False).strip() == "inactive"
     assert any_vm.entry("WSLInterop") is None
     if name == "pacman":
         assert f"systemctl start {' '.join(UNITS)}\n" in said
@@ -84,16 +93,20 @@ def test_it_comes_is_upgraded_and_goes(
 
 
 @pytest.mark.parametrize("name", ["rpm", "pacman"])
-def test_upgrade_from_the_first_release(vm: bed.Vm, boot: Boot, first_release: Path, release: Path, name: str) -> None:
+def test_upgrade_from_the_previous_release(
+    vm: bed.Vm, boot: Boot, previous_release: Path, release: Path, name: str
+) -> None:
     manager = MANAGERS[name]
     distro = boot(vm, files=HOOKS)
-    install(distro, manager, first_release)
-    assert "wsl-binfmt-restore.path" in distro.systemctl("list-units", "--plain", "wsl-binfmt*")
+    install(distro, manager, previous_release)
+    distro.systemctl("daemon-reload")
+    distro.systemctl("start", UNITS[0], PREVIOUS_WATCH)
+    distro.shell(KILLED)
     with distro.launching() as launches:
         install(distro, manager, release)
     assert launches.count > 100
     assert launches.failed == 0
-    assert_that_the_first_release_is_gone(distro)
+    assert_that_the_previous_release_is_gone(distro)
     compiled_for(distro)
     assert right(vm)
 
@@ -146,7 +159,7 @@ def python_package(directory: Path, name: str, version: str, program: str) -> Pa
 
 def watch(distro: bed.Distro) -> str:
     """The process that is the watch."""
-    return distro.systemctl("show", "--value", "--property=MainPID", "wsl-binfmt.service")
+    return distro.systemctl("show", "--value", "--property=MainPID", WATCH)
 
 
 def install(distro: bed.Distro, manager: Manager, release: Path) -> str:

@@ -26,19 +26,20 @@ MIRROR = "http://deb.debian.org/debian"
 MERGED_USR = {"bullseye": ["--setup-hook=/usr/share/mmdebstrap/hooks/merged-usr/setup00.sh"]}
 
 
-def make(suite: str) -> Path:
+def make(suite: str, packages: str = PACKAGES) -> Path:
     """Make that of a suite, once on a machine; that of sid, which moves on, once a day."""
-    return cached(suite, bootstrap, 24 * 3600 if suite == "sid" else 0)
+    name = suite if packages == PACKAGES else f"{suite}-{packages}"
+    return cached(name, lambda target: bootstrap(suite, target, packages), 24 * 3600 if suite == "sid" else 0)
 
 
 def make_newcomers() -> Path:
     """Make one of Debian 12 in which there is nothing but apt, make, and what `make demo` installs."""
     makefile = (bed.TREE / "Makefile").read_text()
-    depends = re.findall("^BED_DEPENDS = .*$|^demo-depends: .*$", makefile, re.MULTILINE)
-    return cached(f"newcomer-{zlib.crc32(str(depends).encode()):08x}", bootstrap_newcomers)
+    needs = re.findall("^(?:BED|NEEDS_demo) = .*$", makefile, re.MULTILINE)
+    return cached(f"newcomer-{zlib.crc32(str(needs).encode()):08x}", bootstrap_newcomers)
 
 
-def cached(name: str, bootstrap: Callable[[str, Path], None], age: int = 0) -> Path:
+def cached(name: str, bootstrap: Callable[[Path], None], age: int = 0) -> Path:
     """Make a root file system in build/roots, if it is not there yet, or is older than `age` in seconds."""
     path = bed.TREE / "build" / "roots" / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,17 +51,17 @@ def cached(name: str, bootstrap: Callable[[str, Path], None], age: int = 0) -> P
         if not path.exists():
             unfinished = path.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
-            bootstrap(name, unfinished)
+            bootstrap(unfinished)
             unfinished.rename(path)
     return path
 
 
-def bootstrap(suite: str, target: Path) -> None:
+def bootstrap(suite: str, target: Path, packages: str) -> None:
     """Install a suite into a directory that is not there yet."""
     release, is_backport, _ = suite.partition("-backports")
-    packages, sources = PACKAGES, [f"deb {MIRROR} {release} main"]
+    sources = [f"deb {MIRROR} {release} main"]
     if is_backport:
-        names = f"{PACKAGES} libsystemd0 libsystemd-shared".split()
+        names = f"{packages} libsystemd0 libsystemd-shared".split()
         packages = " ".join(f"{name}/{suite}" if "systemd" in name else name for name in names)
         sources.append(f"deb {MIRROR} {suite} main")
     # sid's and old suites' lists may be older than they say they may be.
@@ -71,12 +72,12 @@ def bootstrap(suite: str, target: Path) -> None:
     )  # fmt: skip
 
 
-def bootstrap_newcomers(_: str, target: Path) -> None:
+def bootstrap_newcomers(target: Path) -> None:
     """Install what a newcomer has into a directory that is not there yet; the rest is for the Makefile to install."""
     subprocess.run(
         ["mmdebstrap", "--quiet", "--variant=apt", "--include=make",
          f"--customize-hook=copy-in {bed.TREE / 'Makefile'} /tmp",
-         '--customize-hook=chroot "$1" make --no-print-directory --directory=/tmp demo-depends',
+         """--customize-hook=chroot "$1" make --no-print-directory --directory=/tmp deps 'NEEDED=$(NEEDS_demo)'""",
          "bookworm", target, f"deb {MIRROR} bookworm main"],
         check=True,
     )  # fmt: skip

@@ -2,7 +2,7 @@
 """Whole machines, one in each folder of tests/golden: what the generator reads there, and all that it writes.
 
 A folder holds the files that are read, the generator's `environment`, and what
-is to come of it: the tree `expected`, and `stderr`. One that is not there stands
+is to come of it: the tree `expected`, with a folder for each directory that systemd gives to it, and `stderr`. One that is not there stands
 for a tree, or a text, that is empty. `pytest --update-golden` writes both anew.
 """
 
@@ -31,7 +31,7 @@ def environment(machine: Path) -> dict[str, str]:
 def set_expected(machine: Path, out: Path, stderr: str) -> None:
     """Write what came of a machine as what is to come of it."""
     shutil.rmtree(machine / "expected", ignore_errors=True)
-    if any(out.iterdir()):  # git has no empty directories
+    if any(out.iterdir()):
         shutil.copytree(out, machine / "expected", symlinks=True)
     (machine / "stderr").unlink(missing_ok=True)
     if stderr:
@@ -41,9 +41,9 @@ def set_expected(machine: Path, out: Path, stderr: str) -> None:
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.name)
 def test_machine(machine: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Exactly the files that are expected, with exactly their content; nothing more, nowhere."""
-    directories = [tmp_path / name for name in ("normal", "early", "late")]
+    directories = [tmp_path / "out" / name for name in ("normal", "early", "late")]
     for directory in directories:
-        directory.mkdir()
+        directory.mkdir(parents=True)
     # What the machine expects is not there to be read.
     root = tmp_path / "root"
     shutil.copytree(machine, root, symlinks=True, ignore=lambda at, _: NOT_READ if at == str(machine) else set())
@@ -51,11 +51,13 @@ def test_machine(machine: Path, tmp_path: Path, request: pytest.FixtureRequest) 
 
     done = support.run(*directories, environment={"WSL_BINFMT_ROOT": str(root), **environment(machine)})
 
-    out, early, late = directories
     assert (done.returncode, done.stdout) == (0, "")
     assert support.tree(root) == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["early", "late", "normal", "root"]
-    assert support.tree(early) == support.tree(late) == {}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "root"]
+    out = tmp_path / "out"
+    for directory in directories:
+        if not any(directory.iterdir()):  # git has no empty directories
+            directory.rmdir()
     support.assert_modes(out)
     if request.config.getoption("update_golden"):
         set_expected(machine, out, done.stderr)
@@ -79,7 +81,7 @@ def test_folder(machine: Path) -> None:
     assert (machine / "expected").is_dir() == writes
     written = support.tree(machine / "expected")
     assert "/" not in written.values(), "git has no empty directories"
-    assert (support.GUARD in written) == writes
+    assert (f"normal/{support.GUARD}" in written) == writes
 
 
 def test_all_machines() -> None:

@@ -58,6 +58,15 @@ def test_vermin() -> None:
     run("vermin", *options, "--eval-annotations", *(path for path in SOURCES if path not in later))
 
 
+def test_workflows() -> None:
+    """The workflows for GitHub; their shell scripts as well, where shellcheck is installed."""
+    workflows = sorted((support.TREE / ".github/workflows").glob("*.yml"))
+    assert len(workflows) == 2
+    actionlint = Path(sys.executable).with_name("actionlint")
+    done = subprocess.run([actionlint, "-no-color", *workflows], check=False, capture_output=True, text=True)
+    assert done.stdout + done.stderr == ""
+
+
 def test_compiles() -> None:
     """Their syntax is that of Python 3.8, annotations that are text included."""
     for source in SOURCES:
@@ -70,7 +79,7 @@ def test_compiles() -> None:
 # Of the modules that Debian 12's python3-minimal has, those that are imported here; `dpkg --listfiles
 # libpython3.11-minimal` lists all. Not in it are, among others, difflib, json, shlex and shutil.
 MINIMAL = frozenset(
-    """__future__ _signal _socket argparse collections errno fcntl glob importlib io os posix re select signal socket
+    """__future__ _signal _socket argparse collections errno fcntl glob importlib io marshal os posix re select signal socket
     stat subprocess sys threading time types typing""".split()  # noqa: SIM905
 )
 

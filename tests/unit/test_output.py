@@ -21,15 +21,17 @@ if TYPE_CHECKING:
 NAME = "wsl-binfmt-generator: "
 # What a unit of ours may say; a typing error is something that systemd only warns of.
 KEYS = {
-    "Unit": {"Documentation", "SourcePath", "ConditionPathIsReadWrite"},
-    "Service": {
-        "BindPaths",
-        "ExecReload",
-        "ExecStartPost",
-        "ExecStartPre",
-        "ExecStopPost",
+    "Unit": {
+        "ConditionPathExists",
+        "ConditionPathIsReadWrite",
+        "Documentation",
+        "PropagatesReloadTo",
+        "SourcePath",
+        "Wants",
     },
+    "Service": {"BindPaths", "ExecReload", "ExecStop", "RestartMaxDelaySec", "RestartSteps"},
 }
+EARLY = "systemd-binfmt.service.d/override.conf"
 
 
 def complaints(stderr: str) -> set[str]:
@@ -58,7 +60,7 @@ def test_units(distro: support.Machine) -> None:
             assert text == f"-> /usr/lib/systemd/system/{unit}"
             assert (support.TREE / "units" / unit).is_file()
         else:
-            assert name.endswith((".d/50-wsl-binfmt.conf", ".d/zz-wsl-binfmt.conf"))
+            assert name.endswith(".d/50-wsl-binfmt.conf")
             for section, settings in support.parse_unit(text).items():
                 assert {key for key, _ in settings} <= KEYS[section]
 
@@ -78,31 +80,55 @@ REGISTERS = "[Service]\nExecStartPost=/bin/sh -c 'echo :WSLInterop:M::MZ::/init:
         (REGISTERS.replace("WSL", "WSL\\\n"), True),
         (REGISTERS.replace("Exec", "#Exec"), False),
         ("# see :WSLInterop: and /proc/sys/fs/binfmt_misc/register\n[Unit]\n", False),
-        (REGISTERS.replace("echo", "echo -1 >WSLInterop; echo"), False),  # removes it first
+        (REGISTERS.replace("echo", "echo -1 >WSLInterop; echo"), True),
         ("[Service]\nExecStartPost=/bin/sh -c 'echo 1 >/proc/sys/fs/binfmt_misc/WSLInterop'\n", False),
         ("[Service]\nExecStopPost=/bin/echo :WSLInterop:\n", False),
     ],
 )
 def test_registers_interop(distro: support.Machine, directory: str, text: str, expected: bool) -> None:
-    """Beside a drop-in that registers WSLInterop, that is removed before, and ours runs after it."""
-    for service in "systemd-binfmt.service", "binfmt-support.service":
-        drop_ins = distro.root / directory / "systemd/system" / f"{service}.d"
-        distro.write(str(drop_ins / "a.conf"), "[Service]\n")
-        if service == "systemd-binfmt.service":
-            distro.write(str(drop_ins / "wsl.conf"), text)
+    """A drop-in that registers WSLInterop, and would fail as it is there, is masked; no other one is, nor WSL's twice."""
+    drop_ins = f"{directory}/systemd/system/systemd-binfmt.service.d"
+    distro.write(f"{drop_ins}/a.conf", "[Service]\n")
+    distro.write(f"{drop_ins}/wsl.conf", text)
+    masked = {EARLY, "binfmt-support.service.d/override.conf"}
+    assert masks(distro) == masked | ({"systemd-binfmt.service.d/wsl.conf"} if expected else set())
+
+
+def test_an_administrators_override(distro: support.Machine) -> None:
+    """It hides WSL's of that name, and is not masked, unless it registers WSLInterop; one that is a link to nothing does not."""
+    path = "etc/systemd/system/systemd-binfmt.service.d/override.conf"
+    distro.write(path, "[Service]\n")
+    assert EARLY not in masks(distro)
+    distro.write(path, REGISTERS)
+    assert EARLY in masks(distro)
+    (distro.root / path).unlink()
+    (distro.root / path).symlink_to("nowhere")
+    assert EARLY in masks(distro)
+
+
+def test_units_that_register_it(distro: support.Machine) -> None:
+    """A unit that registers WSLInterop is not started where it is there; others, and links, are left alone."""
+    units = "etc/systemd/system"
+    distro.write(f"{units}/wsl-binfmt.service", REGISTERS)
+    distro.write(f"{units}/other.service", "[Service]\nExecStart=/bin/true\n")
+    distro.write(f"{units}/wsl.timer", REGISTERS)
     assert distro.run().returncode == 0
-    written = distro.output()
-    hold = "replaced" if expected else "yes"
-    assert f" starting %n {hold}\n" in written[support.GUARD]
-    late = "systemd-binfmt.service.d/zz-wsl-binfmt.conf"
-    assert (late in written) is expected
-    for path in {support.GUARD, late} & set(written):
-        lines = support.parse_unit(written[path])["Service"]
-        started = "ExecStartPost", f"-+/usr/lib/wsl-binfmt-generator/service-hook started %n {hold}"
-        assert (started in lines) is (path == late or not expected)
-        assert path != late or lines == [started]
-        assert {key for key, _ in lines} <= KEYS["Service"]
-    assert " starting %n yes\n" in written[support.SUPPORT]
+    written = [path for path in distro.output() if not path.startswith(("sysinit", "systemd-", "binfmt-"))]
+    assert written == ["wsl-binfmt.service.d/50-wsl-binfmt.conf"]
+    lines = support.parse_unit(distro.output()[written[0]])["Unit"]
+    assert ("ConditionPathExists", "!/proc/sys/fs/binfmt_misc/WSLInterop") in lines
+
+
+def masks(distro: support.Machine) -> set[str]:
+    """What is masked in the second directory."""
+    for name in "early", "late":
+        (distro.out.parent / name).mkdir(exist_ok=True)
+    for path in (distro.out.parent / "early").rglob("*.conf"):
+        path.unlink()
+    done = distro.run(distro.out, distro.out.parent / "early", distro.out.parent / "late")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = support.tree(distro.out.parent / "early")
+    return {path for path, text in found.items() if text == "-> /dev/null"}
 
 
 def test_drop_ins_that_are_no_files(distro: support.Machine) -> None:
@@ -116,17 +142,17 @@ def test_drop_ins_that_are_no_files(distro: support.Machine) -> None:
     (drop_ins / "e.conf").write_bytes(b"\xff\0")
     (distro.root / "run/systemd").mkdir(parents=True)
     (distro.root / "run/systemd/system").write_text("")
-    done = distro.run()
-    assert (done.returncode, done.stderr) == (0, "")
-    assert " starting %n yes\n" in distro.output()[support.GUARD]
+    assert masks(distro) == {EARLY, "binfmt-support.service.d/override.conf"}
 
 
-def test_empty_drop_in_is_none(distro: support.Machine) -> None:
-    """No setting is emptied: that would undo what others have set."""
+def test_what_is_emptied(distro: support.Machine) -> None:
+    """Nothing but ExecStop=, which would wipe the table: emptying a setting undoes what others have set."""
     distro.run()
     for text in distro.output().values():
         if not text.startswith("-> "):
-            assert all(value for settings in support.parse_unit(text).values() for _, value in settings)
+            assert {name for lines in support.parse_unit(text).values() for name, value in lines if not value} <= {
+                "ExecStop"
+            }
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o777])
