@@ -70,9 +70,9 @@ def status(distro: Distro, *args: str, user: str = "root", around: str = '"$@"')
 
 def apply(distro: Distro, fix: str, args: tuple[str, ...], *, user: str, around: str) -> Answer:
     """Run a fix in the shell that has asked, and ask again."""
-    command = f"{{ {fix}\n}} >/dev/null || echo failed: $?\nwsl-binfmt status --json {shlex.join(args)}"
+    command = f"{{ {fix}\n}} >/dev/null || echo FIX FAILED\nwsl-binfmt status --json {shlex.join(args)}"
     code, text = run(distro, "sh", "-c", command, user=user, around=around)
-    assert "failed: " not in text, text
+    assert "FIX FAILED" not in text, text
     return Answer(code, json.loads(text[text.index("{\n") :]))
 
 
@@ -145,6 +145,12 @@ def reload_is_due(vm: Vm, distro: Distro) -> None:
     back(vm, distro)
 
 
+def generator_had_failed(vm: Vm, distro: Distro) -> None:
+    """Let a generator that is run now do its work."""
+    back(vm, distro)
+    distro.path("/etc/systemd/system-generators/a").unlink()
+
+
 def foreign(script: str = "true") -> Make:
     """Put a program for another processor there, and run a script."""
     return lambda _vm, distro: (foreign_program(distro), distro.shell(script))
@@ -204,7 +210,12 @@ CASES = [
         after=("no-systemd", *PENDING),
     ),
     Case("other-user-namespace", UNKNOWN, around='unshare --user --map-root-user "$@"', has_fix=False),
-    Case("table-not-mounted", UNKNOWN, make=shell(f"umount -l {bed.TABLE}/status; umount -l {bed.TABLE}")),
+    Case(
+        "table-not-mounted",
+        UNKNOWN,
+        make=shell(f"umount -l {bed.TABLE}/status; umount -l {bed.TABLE}"),
+        after=("guard-inactive",),
+    ),
     Case("table-hidden", UNKNOWN, around=HIDDEN),
     Case("autofs-stuck", UNKNOWN, make=shell(PREPARE_STUCK)),
     Case("not-registered", FAILS, make=unwatched(f"echo -1 >{ENTRY}")),
@@ -233,7 +244,7 @@ CASES = [
         evidence=f"{WSL_CONF}:3",
         files={WSL_CONF: "# off\n[boot]\nprotectBinfmt = false\n"},
         make=back,
-        after=(*PENDING, "reload-needed"),
+        after=PENDING,
     ),
     Case(
         "settings-pending",
@@ -264,9 +275,8 @@ CASES = [
     Case("generator-masked", files=MASKED, make=back),
     Case(
         "generator-missing-output",
-        evidence="cannot write",
         files={"/etc/systemd/system-generators/a": IN_THE_WAY, WSL_CONF: "#\n"},
-        make=lambda vm, distro: (back(vm, distro), distro.shell("rm /etc/systemd/system-generators/a")),
+        make=generator_had_failed,
     ),
     Case("unit-masked", evidence=WATCH, make=shell(f"systemctl mask --now {WATCH}")),
     Case("unit-masked", evidence=GUARD, make=shell(f"systemctl mask --now {GUARD}")),

@@ -66,9 +66,9 @@ def _is_active(machine: m.Machine) -> bool:
 
 def wants(machine: m.Machine, name: str) -> bool:
     """Whether the generator has linked a unit, and would do so now."""
-    return any(each.path.endswith(f"/{name}") and each.is_wanted for each in _generated(machine)) and _is_active(
-        machine
-    )
+    linked = [each for each in _generated(machine) if each.path.endswith(f"/{name}") and each.is_wanted]
+    # Of what is missing as a whole, or until the next start of the distro, the cause is named.
+    return bool(linked) and _is_active(machine) and not (is_pending(machine) and linked[0].state == "missing")
 
 
 @problem(WARNING)
@@ -102,7 +102,10 @@ def generator_missing_output(machine: m.Machine) -> Iterator[Found]:
 def _failure(machine: m.Machine) -> str:
     """Tell what the generator said when it failed last; "" if it is not known to have failed."""
     said = [each.text for each in machine.protection.messages or [] if each.source == "wsl-binfmt-generator"]
-    return ([text for text in said if "cannot write" in text or "unexpected" in text] or [""])[-1]
+    failures = [text for text in said if "cannot write" in text or "unexpected" in text]
+    if not failures and machine.protection.has_generated:
+        failures = ["it is not known here why: sudo journalctl -t wsl-binfmt-generator"]
+    return (failures or [""])[-1]
 
 
 @problem(WARNING)
@@ -123,7 +126,8 @@ def reload_needed(machine: m.Machine) -> Iterator[Found]:
 
 
 def _is_reload_due(machine: m.Machine) -> bool:
-    is_known = machine.conf.state in (m.THERE, m.GONE) and machine.protection.generated is not None
+    # What was changed since the distro has started counts from its next start on.
+    is_known = machine.conf.state in (m.THERE, m.GONE) and not is_pending(machine)
     return is_known and machine.system.has_systemd and not machine.protection.masked_by and bool(_stale(machine))
 
 
@@ -132,8 +136,7 @@ def _stale(machine: m.Machine) -> List[str]:
     stale = [
         f"{_full(each.path)} is missing or old" for each in _generated(machine) if each.state in ("missing", "old")
     ]
-    # What was switched off since the distro has started stays on until it starts again.
-    unwanted = [_full(each.path) for each in _generated(machine) if not each.is_wanted and not is_pending(machine)]
+    unwanted = [_full(each.path) for each in _generated(machine) if not each.is_wanted]
     return stale[:3] + [f"{path} would not be written now" for path in unwanted[:3]]
 
 
