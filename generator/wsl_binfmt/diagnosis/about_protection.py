@@ -55,7 +55,6 @@ def activate(machine: m.Machine) -> str:
 
 
 def _generated(machine: m.Machine) -> List[m.Generated]:
-    # Where nothing at all is in effect, its cause is named, not each part that is missing.
     return machine.protection.generated or []
 
 
@@ -66,9 +65,9 @@ def _is_active(machine: m.Machine) -> bool:
 
 def wants(machine: m.Machine, name: str) -> bool:
     """Whether the generator has linked a unit, and would do so now."""
-    linked = [each for each in _generated(machine) if each.path.endswith(f"/{name}") and each.is_wanted]
-    # Of what is missing as a whole, or until the next start of the distro, the cause is named.
-    return bool(linked) and _is_active(machine) and not (is_pending(machine) and linked[0].state == "missing")
+    # Where the link is missing, the cause of that is named.
+    links = [each for each in _generated(machine) if each.path.endswith(f"/{name}")]
+    return any(each.is_wanted and each.state == "right" for each in links)
 
 
 @problem(WARNING)
@@ -95,7 +94,7 @@ def generator_missing_output(machine: m.Machine) -> Iterator[Found]:
     Its message in the kernel log says what could not be written.
     """
     failure = _failure(machine)
-    if failure and _is_reload_due(machine) and not _is_active(machine):
+    if failure and _is_reload_due(machine):
         yield Found([failure, *_stale(machine)], activate(machine))
 
 
@@ -103,9 +102,9 @@ def _failure(machine: m.Machine) -> str:
     """Tell what the generator said when it failed last; "" if it is not known to have failed."""
     said = [each.text for each in machine.protection.messages or [] if each.source == "wsl-binfmt-generator"]
     failures = [text for text in said if "cannot write" in text or "unexpected" in text]
-    if not failures and machine.protection.has_generated:
-        failures = ["it is not known here why: sudo journalctl -t wsl-binfmt-generator"]
-    return (failures or [""])[-1]
+    if machine.protection.has_generated:
+        return failures[-1] if failures else "it is not known here why: sudo journalctl -t wsl-binfmt-generator"
+    return failures[-1] if failures and not _is_active(machine) else ""
 
 
 @problem(WARNING)
@@ -115,7 +114,7 @@ def reload_needed(machine: m.Machine) -> Iterator[Found]:
     /etc/wsl.conf, a drop-in or this package has changed since systemd has run
     the generators, or systemd has not read what they wrote.
     """
-    if _is_reload_due(machine) and not (_failure(machine) and not _is_active(machine)):
+    if _is_reload_due(machine) and not _failure(machine):
         yield Found(_stale(machine), activate(machine))
         return
     for name in SERVICES:
