@@ -48,6 +48,7 @@ install: $(if $(SCDOC),$(PAGES))
 	install -D -m 755 -t $(DESTDIR)$(PREFIX)/bin generator/wsl-binfmt
 	install -D -m 644 -t $(LIB)/wsl-binfmt-generator units/status units/WSLInterop.conf
 	install -D -m 644 -t $(LIB)/wsl-binfmt-generator/wsl_binfmt generator/wsl_binfmt/*.py
+	install -D -m 644 -t $(LIB)/wsl-binfmt-generator/wsl_binfmt/diagnosis generator/wsl_binfmt/diagnosis/*.py
 	install -D -m 644 -t $(LIB)/systemd/system $(UNITS)
 	install -D -m 644 packaging/completion/wsl-binfmt.bash $(BASH_COMPLETION)/wsl-binfmt
 	install -D -m 644 -t $(ZSH_COMPLETION) packaging/completion/_wsl-binfmt
@@ -57,7 +58,7 @@ install: $(if $(SCDOC),$(PAGES))
 		$(DESTDIR)$(PREFIX)/bin/wsl-binfmt \
 		$(LIB)/systemd/system-generators/wsl-binfmt-generator \
 		$(LIB)/wsl-binfmt-generator/wsl_binfmt/command.py \
-		$(LIB)/wsl-binfmt-generator/wsl_binfmt/facts.py \
+		$(LIB)/wsl-binfmt-generator/wsl_binfmt/diagnosis/problems.py \
 		$(UNITS:units/%=$(LIB)/systemd/system/%) \
 		$(if $(SCDOC),$(DESTDIR)$(PREFIX)/share/man/man?/wsl-binfmt*)
 ifeq ($(COMPILE),yes)
@@ -196,11 +197,12 @@ man: $(PAGES)
 
 # mandoc warns of what scdoc writes: paragraphs before and after a heading and at the end, and a
 # title in lower case.
-build/man/%: man/%.scd CHANGELOG.md generator/wsl-binfmt-generator
+build/man/%: man/%.scd man/problems.py CHANGELOG.md generator/wsl-binfmt-generator $(wildcard generator/wsl_binfmt/diagnosis/*.py)
 	mkdir -p $(@D)
-	sed 's/@VERSION@/$(VERSION)/' $< | SOURCE_DATE_EPOCH=$(RELEASED) scdoc >$@.tmp
+	PYTHONPATH=generator /usr/bin/python3 -B man/problems.py >$@.problems
+	sed -e 's/@VERSION@/$(VERSION)/' -e '/^@PROBLEMS@$$/{r $@.problems' -e 'd}' $< | SOURCE_DATE_EPOCH=$(RELEASED) scdoc >$@.tmp
 	sed -E '/^\.TH /s/"[^"]*"/\U&/;:a;/^\.S[HS] /{n;/^\.PP?$$/d};/^\.PP?$$/{$$d;N;/\n\.(S[HS] |PP?$$)/{s/^[^\n]*\n//;ba};s/^(.*)\n(\.RE)$$/\2\n\1/;P;D}' $@.tmp >$@
-	rm $@.tmp
+	rm $@.tmp $@.problems
 
 first-change:
 	@grep -m 1 '^## ' CHANGELOG.md | grep -q '^## $(subst .,\.,$(VERSION)) (....-..-..)$$' || \

@@ -8,26 +8,31 @@ import io
 import os
 import subprocess
 import sys
-import time
-from typing import NoReturn
+from typing import Any, List, NoReturn, Optional
 
-from wsl_binfmt import command, diagnosis, facts, interop, launch, report, table
+from wsl_binfmt import command, restore, table
+from wsl_binfmt.diagnosis import anonymous, conclude, gather, gather_session, launch, tell
+from wsl_binfmt.diagnosis import machine as m
+from wsl_binfmt.diagnosis.bounded import Looker
+from wsl_binfmt.diagnosis.conclude import FAILS, UNKNOWN, USAGE, WORKS
+from wsl_binfmt.diagnosis.problems import GENERATOR
 
-RESTORE_MAX = 10.0  # seconds
-WORKS, FAILS, USAGE, ELSEWHERE, UNKNOWN = range(5)  # exit status
 EPILOG = """\
 Exit status of status: 0 Windows programs start; 1 they do not, or something is
 at risk with --fail-on=warning; 2 wrong arguments; 3 this is not for this system
 (not WSL, a container, or switched off by choice); 4 could not tell.
 Exit status of restore: 0 Windows programs start, or that is not for this
 command; 1 they may not; 2 wrong arguments."""
-# As facts.BEHIND_GUARD has it run.
-SWITCH_ON = """\
-mount --bind "$0" "$0" || exit
-read -r state <"$0/status"
-[ "$state" = disabled ] || exit 0
-echo 1 >"$0/status" && exit 3
-"""
+CMD = "cmd.exe"
+REPORT = "wsl-binfmt-report.json"
+REPORT_MAX = 4 << 20  # bytes
+REPORTED = """\
+{path} has what `wsl-binfmt` depends on, and nothing else: the entries of the
+binfmt_misc table and the rules of binfmt.d; the settings of /etc/wsl.conf; what
+systemd says of six units; messages of these in the journal; the mount of the
+table; PATH, the current directory and the sockets of WSL; and, if one was given,
+the first 256 bytes of the program. Names of users, homes and hosts are replaced.
+Read it before you show it to others."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,32 +56,41 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"{command.NAME} {command.VERSION}")
     actions = top.add_subparsers(metavar="ACTION")
-    status_parser = actions.add_parser(
+    one = actions.add_parser(
         "status",
-        help="say whether a Windows program starts, who answers it, and every problem with what settles it (default)",
+        help="say whether a program starts, which entry handles it, and every problem with what settles it (default)",
         allow_abbrev=False,
     )
-    status_parser.set_defaults(action=status)
-    status_parser.add_argument("-v", "--verbose", action="store_true", help="with all settings, drop-ins and repairs")
-    status_parser.add_argument("--json", action="store_true", help="for programs; see wsl-binfmt(1)")
-    status_parser.add_argument("--fail-on", choices=["warning"], help="exit status 1 if something is at risk, too")
-    status_parser.add_argument("--list", action="store_true", help="list the id of every problem, with its meaning")
-    status_parser.add_argument(
-        "--launch", action="store_true", help="start PROGRAM, cmd.exe by default, and say how that went"
+    one.set_defaults(action=status)
+    one.add_argument("-v", "--verbose", action="store_true", help="with all settings, drop-ins and repairs")
+    one.add_argument("--json", action="store_true", help="for programs; see wsl-binfmt(1)")
+    one.add_argument("--fail-on", choices=["warning"], help="exit status 1 if something is at risk, too")
+    one.add_argument("--list", action="store_true", help="list the id of every problem, with its meaning")
+    one.add_argument("--launch", action="store_true", help="start PROGRAM, cmd.exe by default, and say how that went")
+    one.add_argument("--from", dest="source", metavar="FILE", help="answer for the machine that FILE is a report of")
+    one.add_argument("program", metavar="PROGRAM", nargs="?", help="the file that does not start, of any kind")
+    one = actions.add_parser("explain", help="explain a problem by its id", allow_abbrev=False)
+    one.set_defaults(action=explain)
+    one.add_argument("id", metavar="ID", help="as `wsl-binfmt --list` has it")
+    one = actions.add_parser("report", help="write a report of this machine, for an issue", allow_abbrev=False)
+    one.set_defaults(action=report)
+    one.add_argument("--program", metavar="PROGRAM", help="with the file that does not start")
+    one.add_argument("--launch", action="store_true", help="with what comes of starting it, or cmd.exe")
+    one.add_argument(
+        "file", metavar="FILE", nargs="?", default=REPORT, help=f"{REPORT} by default; - for standard output"
     )
-    status_parser.add_argument("program", metavar="PROGRAM", nargs="?", help="the Windows program that does not start")
-    restore_parser = actions.add_parser(
+    one = actions.add_parser(
         "restore",
         help="as root: put WSLInterop first in the kernel's table again, if it is not; "
-        "switch the table on, if somebody switched it off",
+        "switch the table on, if it was switched off",
         allow_abbrev=False,
     )
-    restore_parser.set_defaults(action=lambda options: restore(dry_run=options.dry_run))
-    restore_parser.add_argument("-n", "--dry-run", action="store_true", help="say what would be done, and do nothing")
+    one.set_defaults(action=run_restore)
+    one.add_argument("-n", "--dry-run", action="store_true", help="say what would be done, and do nothing")
     return top
 
 
-def run(args: list[str]) -> int:
+def run(args: List[str]) -> int:
     """Run the command; `args` follow the program's name. Returns the exit status."""
     # What is closed is None.
     sys.stdout = sys.stdout or open(os.devnull, "w")
@@ -87,10 +101,14 @@ def run(args: list[str]) -> int:
         result = _run(args)
     except SystemExit as e:  # of argparse: 0 or 2
         result = e.code if isinstance(e.code, int) else USAGE
+    except restore.RestoreError as e:
+        result = command.tell(str(e), FAILS)
+    except ImportError as e:
+        result = command.tell(f"this takes Python's module {e.name}: install the package python3 as a whole", UNKNOWN)
     except PermissionError:
         result = command.tell(f"may not change {table.DIRECTORY}, run this as root", FAILS)
     except OSError as e:
-        if e.filename == facts.GENERATOR:
+        if e.filename == GENERATOR:
             result = command.tell(f"{e.filename} is missing: install the package anew", UNKNOWN)
         else:
             result = command.tell(f"cannot change {e.filename or table.DIRECTORY}: {e.strerror}", FAILS)
@@ -107,8 +125,10 @@ def run(args: list[str]) -> int:
     return result
 
 
-def _run(args: list[str]) -> int:
-    is_for_top = args and (args[0] in ("-h", "--help", "--version") or args[0][:1] != "-")
+def _run(args: List[str]) -> int:
+    # A first word that looks like a file is one; any other is an action, or is wrong.
+    is_file = args and ("/" in args[0] or "." in args[0])
+    is_for_top = args and not is_file and (args[0] in ("-h", "--help", "--version") or args[0][:1] != "-")
     try:
         options = parser().parse_args(args if is_for_top else ["status", *args])
     except OSError:  # what is wrong could not be said
@@ -120,118 +140,97 @@ def _run(args: list[str]) -> int:
 def status(options: argparse.Namespace) -> int:
     """Say what is wrong, and what settles it; returns the exit status."""
     if options.list:
-        print(report.list_problems())
+        print(tell.list_problems())
         return WORKS
-    seen = facts.Facts()
-    path = launch.find(options.program or launch.CMD) if options.program or options.launch else None
-    program = launch.read(path, seen.mounts) if path else None
-    if options.program and not program:
-        return command.tell(f"there is no program {options.program}", USAGE)
-    if options.program and program and not program.fault and (program.start or b"MZ")[:2] != interop.WINDOWS:
-        return command.tell(f"{path} is not a Windows program, it does not begin with MZ", USAGE)
-    # It reads files as well, which may be on a file system that does not answer.
-    found = facts.within(2 * facts.DEADLINE, lambda: diagnosis.diagnose(seen, program if options.program else None))
-    if found is None:
-        return command.tell("could not tell: a file that has to be looked at does not answer", UNKNOWN)
-    launched = _launch(options, program, found)
-    if launched:
-        found = found._replace(works=launched.started)
+    if options.source is not None:
+        if options.program or options.launch:
+            return command.tell("a report has its own program and launch: give --from alone", USAGE)
+        found_machine = _read_report(options.source)
+        if found_machine is None:
+            return USAGE
+        machine = found_machine
+    else:
+        machine = _gather(options.program, launches=options.launch)
+    program = machine.program
+    if program and program.place.state == m.GONE and not os.path.islink(program.place.path):
+        return command.tell(f"there is no program {program.asked}", USAGE)
+    found = conclude.conclude(machine)
     if options.json:
-        print(report.as_json(seen, found, launched))
+        print(_json().dumps(tell.as_plain(machine, found), indent=2))
     else:
         is_terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-        paint = report.Paint(
+        paint = tell.Paint(
             symbols=is_terminal and "utf" in (sys.stdout.encoding or "").lower(),
             colours=is_terminal and not os.environ.get("NO_COLOR"),
         )
-        print(report.as_text(seen, found, paint, launched, verbose=options.verbose))
-    return exit_status(found, fail_on=options.fail_on)
+        print(tell.as_text(machine, found, paint, verbose=options.verbose))
+    return found.exit_status(fail_on_warning=options.fail_on is not None)
 
 
-def _launch(
-    options: argparse.Namespace, program: diagnosis.Program | None, found: diagnosis.Diagnosis
-) -> launch.Launch | None:
-    if not options.launch or any(problem.id in diagnosis.ELSEWHERE for problem in found.problems):
-        return None
-    if program is None:
-        return launch.Launch(launch.CMD, None, "file", "it is neither in PATH nor in a drive below /mnt")
-    return launch.launch(program.path, [] if options.program else ["/c", "exit"])
+def _gather(asked: Optional[str], *, launches: bool) -> m.Machine:
+    machine = gather.gather(asked)
+    if not launches or machine.system.elsewhere or (machine.program and machine.program.place.state != m.THERE):
+        return machine
+    look = Looker()
+    path, is_ours = (machine.program.place.path, False) if machine.program else (None, True)
+    if is_ours:
+        path = look("cmd.exe", lambda: gather_session.find(CMD, machine.conf, machine.session, []), None)
+    if path is None:
+        return machine._replace(launch=m.Launch(CMD, is_ours, is_there=None if look.unknown else False))
+    arguments = ["/c", "exit"] if is_ours else []
+    # Its file system may not answer.
+    hung = m.Launch(path, is_ours, is_there=None)
+    run = look("launch", lambda: launch.run(path, arguments, is_ours=is_ours), hung, launch.LAUNCH_MAX + 2)
+    return machine._replace(launch=run)
 
 
-def exit_status(found: diagnosis.Diagnosis, fail_on: str | None) -> int:
-    """Make the exit status of a diagnosis."""
-    if any(problem.id in (*diagnosis.ELSEWHERE, "interop-off") for problem in found.problems):
-        return ELSEWHERE
-    if found.works is None:
-        return UNKNOWN
-    at_risk = fail_on and any(problem.severity != diagnosis.NOTE for problem in found.problems)
-    return WORKS if found.works and not at_risk else FAILS
+def _read_report(path: str) -> Optional[m.Machine]:
+    """Read a report; None if it could not be read, which is said."""
+    json = _json()
+    try:
+        with open(path, encoding="utf-8") as file:
+            return m.from_plain(json.loads(file.read(REPORT_MAX)))
+    except OSError as e:
+        command.tell(f"cannot read {path}: {e.strerror}", USAGE)
+    except (ValueError, RecursionError) as e:
+        command.tell(f"{path} is not a report of wsl-binfmt: {e}", USAGE)
+    return None
 
 
-def restore(*, dry_run: bool) -> int:
-    """Do by hand what the watch does: wait until nobody holds a stand-in, and repair what is wrong.
-
-    dry_run: only say what would be done. Returns the exit status; raises OSError.
-    """
-    generator = facts.load_generator()
-    if generator.not_a_distro():
-        return _tell(f"{generator.not_a_distro()}: nothing to do")
-    if not generator.settings()[1]:
-        return _tell("/etc/wsl.conf switches Windows programs off: nothing to do")
-    if not os.path.exists(f"{table.DIRECTORY}/register"):
-        return _tell(f"{table.DIRECTORY} is not mounted: nothing to do")
-    if os.statvfs(table.DIRECTORY).f_flag & os.ST_RDONLY:
-        return _tell(f"{table.DIRECTORY} is read-only: nothing to do")
-    if not os.access(interop.INIT, os.X_OK):
-        return command.tell(interop.NO_INIT, FAILS)
-    inode, disabled = interop.recall()
-    known = interop.Interop(inode, disabled=disabled)
-    has_done = False
-    end = time.monotonic() + RESTORE_MAX
-    while True:
-        finding = known.look(table.entries())
-        stale = facts.stale_stand_ins(facts.read_entries()) if dry_run else finding.leftovers
-        wrong = finding.fault if dry_run else known.repair()
-        entries = table.entries()
-        left = known.look(entries)
-        # One that still answers in place of an entry that outranks WSLInterop stays until that is replaced.
-        leftovers = ", ".join(name for name in stale if dry_run or name not in entries)
-        if wrong:
-            _tell(f"{wrong}: would be restored" if dry_run else f"{wrong}: restored")
-        if leftovers:
-            _tell(f"{leftovers} was left behind: " + ("would be removed" if dry_run else "removed"))
-        has_done = has_done or bool(wrong or leftovers)
-        if dry_run or not (left.held_until or left.leftovers):
-            break
-        if time.monotonic() > end:
-            return command.tell("others hold stand-ins all the time, WSLInterop is left to them", FAILS)
-        time.sleep(0.01)
-    if dry_run and os.geteuid() == 0 and facts.is_switched_on_behind_guard() is False:
-        return _tell("the whole table was switched off (echo 0 >status): would be switched on")
-    if not dry_run and switch_on():
-        return _tell("the whole table was switched off (echo 0 >status): switched on")
-    if known.disabled:
-        return _tell(f"WSLInterop was disabled by hand, and stays so: echo 1 >{table.DIRECTORY}/WSLInterop")
-    if not has_done:
-        _tell("WSLInterop is as WSL registers it, and nothing outranks it: nothing to do")
+def explain(options: argparse.Namespace) -> int:
+    """Explain a problem; returns the exit status."""
+    if options.id not in conclude.CATALOGUE:
+        return command.tell(f"there is no problem {options.id}; see `wsl-binfmt --list`", USAGE)
+    print(tell.explain(options.id))
     return WORKS
 
 
-def _tell(message: str) -> int:
-    """Tell what was found right, or done; returns the exit status for that."""
-    print(command.printable(message))
+def report(options: argparse.Namespace) -> int:
+    """Write what is seen of this machine to a file; returns the exit status."""
+    json = _json()
+    plain = anonymous.anonymous(m.to_plain(_gather(options.program, launches=options.launch)))
+    text = json.dumps(plain, indent=1) + "\n"
+    if options.file == "-":
+        print(text, end="")
+        return WORKS
+    try:
+        # Not over a file that is there, nor through a link that another user has put there.
+        with open(options.file, "x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as e:
+        return command.tell(f"cannot write {options.file}: {e.strerror}", FAILS)
+    print(command.printable(REPORTED.format(path=options.file)).replace("\\n", "\n"))
     return WORKS
 
 
-def switch_on() -> bool:
-    """Switch the table on, if somebody has switched it off; returns whether that was so. Raises OSError."""
-    done = subprocess.run(
-        [*facts.BEHIND_GUARD, SWITCH_ON, table.DIRECTORY],
-        check=False,
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=RESTORE_MAX,
-    )
-    if done.returncode not in (0, 3):
-        raise OSError(0, done.stderr.strip(), f"{table.DIRECTORY}/status")
-    return done.returncode == 3
+def run_restore(options: argparse.Namespace) -> int:
+    """Repair what is wrong; returns the exit status."""
+    restore.restore(gather.load_generator(), lambda message: print(command.printable(message)), dry_run=options.dry_run)
+    return WORKS
+
+
+def _json() -> Any:  # noqa: ANN401 # a module
+    # Not in Debian's python3-minimal, by which all else works.
+    import json  # noqa: PLC0415
+
+    return json

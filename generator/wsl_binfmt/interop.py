@@ -38,7 +38,7 @@ RULE = ":{}:M::MZ::/init:FP"
 PLACEHOLDER_EXTENSION = b"disabled.by.hand"
 PLACEHOLDER = b":WSLInterop:E::%b::/init:FP" % PLACEHOLDER_EXTENSION
 # seconds: WSL's override, in a distro without this package, removes WSLInterop alone, and fails if it is back when the
-# override registers it. An administrator's `echo 1` is seen by the watches of all distros in that time as well.
+# override registers it. An administrator's `echo 1` is seen by the watches of all distros before one registers it anew.
 PATIENCE = 0.05
 # Programs that change the table do not know the lock; so often a repair that they disturbed begins again.
 TRIES = 4
@@ -91,8 +91,9 @@ class Interop:
         self.inode = inode
         self.disabled = disabled
         self._was_there = False
-        # Since when WSLInterop is gone alone, or its placeholder is enabled; 0 if neither is so.
+        # Since when WSLInterop is gone alone, 0 if it is not; and when it was enabled by hand.
         self._since = 0.0
+        self._enabled = 0.0
         # Inodes of the entries behind WSLInterop. A specific entry that is not among them belongs in front.
         self._behind: "set[int] | None" = None
         # Inodes of the entries that match no file that begins with MZ: what an entry matches never changes.
@@ -105,35 +106,39 @@ class Interop:
         all entries are gone that were there.
         """
         wsl = table.read(NAME)
+        was_disabled = self.disabled
         self._learn_whether_disabled(wsl)
-        is_placeholder = wsl is not None and wsl.extension == PLACEHOLDER_EXTENSION
-        if wiped or (wsl and not (is_placeholder and wsl.enabled)):
+        if was_disabled and not self.disabled:
+            self._enabled = now
+        if wiped or wsl:
             self._since = 0.0
-        elif wsl or self._was_there:
+        elif self._was_there:
             self._since = self._since or now
         self._was_there = wsl is not None
         due = self._since + PATIENCE if now < self._since + PATIENCE else 0.0
         clear: "Writes" = [(table.remove, TEMPORARY)] if TEMPORARY in entries else []
         if self.disabled and wsl:
             return clear + [(table.disable, NAME)] * wsl.enabled, "", 0.0
-        if due and (self.disabled or is_placeholder):
+        if wsl and now < self._enabled + PATIENCE:
+            return clear, "", self._enabled + PATIENCE
+        if due and self.disabled:
             return [], "", due
         if self.disabled:
             return [(table.register, PLACEHOLDER), (table.disable, NAME)], MISSING, 0.0
         rivals, specific, misplaced = self._neighbours(entries)
-        if wsl is None and due:
-            order = [*entries, ""]  # the newest comes first
-            is_first = clear and order.index(TEMPORARY) < order.index((rivals or [""])[0])
-            return [] if is_first else [*clear, *_register(TEMPORARY, specific)], "", due
+        is_first = [name for name in entries if is_ours(name) or name in rivals][:1] == [TEMPORARY]
+        if wsl is None and due and (is_first or not clear):
+            return [] if is_first else _register(TEMPORARY, specific), "", due
         if wsl is None:
             return [*_register(NAME, specific), *clear], MISSING, 0.0
         if is_as_registered(wsl) and not rivals:
             return [*clear, *_again(misplaced)], "", 0.0
         fault = f"{rivals[0]} outranks {NAME}" if rivals else f"{NAME} is not as WSL registers it"
         replace: "Writes" = [(_remove_enabled, NAME), *_register(NAME, specific), (table.remove, TEMPORARY)]
-        if is_placeholder:
+        if wsl.extension == PLACEHOLDER_EXTENSION:
             return replace, f"{NAME} was enabled by hand", 0.0
-        return [*clear, (table.register, rule(TEMPORARY)), *replace], fault, 0.0
+        # An earlier repair may not have come to its end.
+        return ([] if is_first else [*clear, (table.register, rule(TEMPORARY))]) + replace, fault, 0.0
 
     def repair(self, plan: "Plan" = ([], "", 0.0), *, wiped: bool = True) -> "Plan":
         """Do what a look found, or what another one finds; returns what has been done. Raises OSError."""

@@ -40,8 +40,11 @@ class OwnEntries:
         self._mark = f"{LEAVING}{posix.stat('/proc/self/ns/pid').st_ino}"
         # The entries as of the last look.
         self._before: "dict[str, int]" = saved.get("entries", {})
-        # As of the last time when the table had settled: the own entries, each with its service and rule; those of them
-        # that an administrator has disabled; and the inodes of entries that have no more than the name of a rule.
+        # The rules, but for those of services that have been stopped.
+        self._known: "dict[str, list[tuple[str, bytes]]]" = {}
+        self._ended: "set[str]" = saved.get("ended", set())
+        # The own entries, each with its service and rule; those of them that an administrator has disabled; and the
+        # inodes of entries that have no more than the name of a rule.
         self._own: "dict[str, tuple[str, bytes]]" = saved.get("own", {})
         self._disabled: "set[str]" = saved.get("disabled own", set())
         self._foreign: "set[int]" = set()
@@ -64,7 +67,8 @@ class OwnEntries:
             "lost": [*self._lost],
             "own": self._own,
             "disabled own": self._disabled,
-            "invocations": self._invocations,
+            "ended": self._ended,
+            "invocations": {**self._invocations, **dict.fromkeys(self._stopped, "stopped")},
         }
 
     def is_wiped(self, entries: "dict[str, int]") -> bool:
@@ -90,9 +94,12 @@ class OwnEntries:
             gone = [name for name in reversed([*before]) if name not in entries and name not in self._disabled]
             gone = [name for name in gone if before[name] not in self._foreign]
             self._gone.update({} if wiped else dict.fromkeys(gone, now))
+            # What came back and is gone again was removed on purpose.
+            self._lost = {name: None for name in self._lost if name not in entries}
             self._lose(gone if wiped else [], now)
         self._look_at_marks(entries, now)
         self._look_at_services(now, reloaded=reloaded)
+        self._learn(entries, [name for name in entries if entries[name] != before.get(name)])
         settled = min(self._changed + QUIET, self._unsettled + QUIET_MAX) if self._unsettled else 0.0
         if settled and (is_first or now >= settled):
             self._settle(entries)
@@ -129,36 +136,50 @@ class OwnEntries:
             elif before:
                 self._stopped[service] = now
             if reloaded or (invocation != before and invocation):
-                known = rules.read()
-                old = [name for name, own in self._own.items() if own[0] == service and own not in known.get(name, [])]
+                self._ended.discard(service)
+                self._read_rules()
+                mine = [(name, own) for name, own in self._own.items() if own[0] == service]
+                old = [name for name, own in mine if own not in self._known.get(name, [])]
+                # Another distro may have registered an entry of that name since.
+                old = [name for name in old if self._makers(name, {})[1]]
                 self._remove(old)
                 # update-binfmts has passed over the name of a rule that has changed.
-                self._lose(old, now)
+                self._lose([name for name in old if name not in self._disabled], now)
         for service, since in [*self._stopped.items()]:
             if now >= since + SECOND:
                 del self._stopped[service]
                 # A start that failed has registered what is beside the rule that the kernel refused.
                 if not _has_failed(service):
+                    self._ended.add(service)
                     self.leave([service])
 
+    def _read_rules(self) -> None:
+        known = {name: [own for own in made if own[0] not in self._ended] for name, made in rules.read().items()}
+        self._known = {name: made for name, made in known.items() if made}
+
     def _settle(self, entries: "dict[str, int]") -> None:
-        """Bring back what is lost, and learn which entries are own."""
+        """Bring back what is lost, and learn which entries are own now that all files have been written."""
         self._unsettled = 0.0
-        known = rules.read()
-        lost, self._lost = self._lost, {}
-        if lost:
-            self._bring_back({name: known[name] for name in lost if name in known})
-        own: "dict[str, tuple[str, bytes]]" = {}
-        self._disabled, self._foreign = set(), set()
-        for name, inode in reversed([*entries.items()]):
-            entry, makers = self._makers(name, known)
+        self._read_rules()
+        if self._lost:
+            lost = {name: self._known[name] for name in self._lost if name in self._known}
+            # Until a look has seen that they are there: there may be a wipe before that.
+            self._lost = dict.fromkeys(self._bring_back(lost))
+        self._foreign = set()
+        self._learn(entries, entries)
+
+    def _learn(self, entries: "dict[str, int]", names: "Iterable[str]") -> None:
+        """Learn which of the entries `names` are own."""
+        self._own = {name: own for name, own in self._own.items() if name in entries}
+        self._disabled.intersection_update(self._own)
+        for name in names:
+            entry, makers = self._makers(name, self._known)
+            self._own.pop(name, None)
             if entry and makers:
-                own[name] = makers[0]
+                self._own[name] = makers[0]
+                (self._disabled.discard if entry.enabled else self._disabled.add)(name)
             elif entry:
-                self._foreign.add(inode)
-            if entry and not entry.enabled:
-                self._disabled.add(name)
-        self._own = own
+                self._foreign.add(entries[name])
 
     def _makers(
         self, name: str, known: "dict[str, list[tuple[str, bytes]]]"
@@ -168,7 +189,8 @@ class OwnEntries:
         entry = table.read(name) if candidates else None
         return entry, [own for own in candidates if entry and table.parse_rule(own[1])[1].says() == entry.says()]
 
-    def _bring_back(self, lost: "dict[str, list[tuple[str, bytes]]]") -> None:
+    def _bring_back(self, lost: "dict[str, list[tuple[str, bytes]]]") -> "list[str]":
+        """Register what is lost, and return the names of what has been."""
         registered = []
         with table.Lock():
             for name, candidates in lost.items():
@@ -183,6 +205,7 @@ class OwnEntries:
                     self._tell(f"cannot register {name} again: {e.strerror}")
         if registered:
             self._tell(f"own entries were lost: registered {', '.join(registered)} again", repair=True)
+        return registered
 
     def leave(self, services: "Collection[str]" = rules.SERVICES) -> None:
         """Remove the own entries of services, which have been stopped or end with the distro; raises OSError.

@@ -21,6 +21,7 @@ import functools
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -48,6 +49,7 @@ CLONE_NEWUTS = 0x4000000
 CLONE_NEWIPC = 0x8000000
 CLONE_NEWPID = 0x20000000
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+WAITING = "waiting for another user of the test bed\n"
 # How many times slower this machine is than a real one: an emulated processor is, see kernels.py.
 SLOWNESS = float(os.environ.get("WSL_BINFMT_SLOWNESS", "1"))
 # A loaded machine of two cores boots in a second; a hung one is not waited for.
@@ -176,6 +178,22 @@ ExecStart=/bin/sh -c "echo '{APE_RULE}' >{TABLE}/register"
 """,
     f"{WANTS}/cosmo-binfmt.service": "-> ../cosmo-binfmt.service",
 }
+# How WSL's /init answers, other than well: its exit status, after how many seconds, and what it says; see init.c.
+INIT_ANSWERS = {
+    "silence": (1, 0, ""),
+    "invalid argument": (1, 0, "%s: Invalid argument\n"),
+    "permission denied": (1, 0, "%s: Permission denied\n"),
+    "error, with a thread": (1, 0, "<3>WSL (%d - Interop) ERROR: UtilConnectUnix:510: connect failed 2\n"),
+    "error": (1, 0, "<3>WSL (%d) ERROR: UtilConnectUnix:510: connect failed 2\n"),
+    "error, up to WSL 1.x": (1, 0, "<3>init: (%d) ERROR: UtilConnectToInteropServer:300: connect failed 2\n"),
+    "timeout": (1, 10, "<3>WSL (%d - Interop) ERROR: UtilAcceptVsock:271: accept4 failed 110\n"),
+    "timeout, without a thread": (1, 10, "<3>WSL (%d) ERROR: UtilAcceptVsock:250: accept4 failed 110\n"),
+    "timeout, up to WSL 1.x": (1, 10, "<3>init: (%d) ERROR: UtilAcceptVsock:243: accept4 failed 110\n"),
+    "started, with a warning": (
+        0, 0, "<3>WSL (%d - Relay) ERROR: UtilTranslatePathList:2878: Failed to translate D:\\tools\n"
+    ),
+    "started, in a Linux directory": (0, 0, "UNC paths are not supported.  Defaulting to Windows directory.\n"),
+}  # fmt: skip
 GENERATOR = "/usr/lib/systemd/system-generators/wsl-binfmt-generator"
 # The interpreter of each emulator that the bed brings; see emulator.c. The first is for the programs of
 # checks.foreign_program(), the others are for machines of the next numbers.
@@ -206,7 +224,7 @@ class Vm:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print("waiting for another user of the test bed", file=sys.stderr)
+                print(WAITING, end="", file=sys.stderr)
                 fcntl.flock(lock, fcntl.LOCK_EX)
             # Whoever others wait for is not to wait for their builds, as it would with the priority of tests/packages.
             stack.callback(os.setpriority, os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0))
@@ -483,6 +501,35 @@ class Distro:
     def interop(self) -> bool:
         """Whether /init answers when a Windows program is started, argv[0] kept."""
         return self.answer() == "/init /tmp/program.exe arg0 hello"
+
+    def init_answers(self, how: str, seconds: float | None = None) -> None:
+        """Have /init answer in one of INIT_ANSWERS from now on; well again for "".
+
+        seconds: how long it waits, if not as long as WSL's does.
+        """
+        if how:
+            status, wait, text = INIT_ANSWERS[how]
+            self.write("/run/init-answer", f"{status} {wait if seconds is None else seconds}\n{text}")
+        else:
+            self.path("/run/init-answer").unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def interop_socket(self, name: str = "1_interop") -> Iterator[str]:
+        """Have a socket in /run/WSL that listens, as a session has; yields its path.
+
+        From the first one on, /init needs one: that of WSL_INTEROP, or of an ancestor. A file in the place of one that
+        nobody listens on is a socket whose session has ended.
+        """
+        directory = self.path("/run/WSL")
+        directory.mkdir(exist_ok=True)
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(directory / name))
+            (directory / name).chmod(0o777)
+            listening.listen(1000)
+            try:
+                yield f"/run/WSL/{name}"
+            finally:
+                (directory / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def launching(self, program: str = "") -> Iterator[Launches]:

@@ -18,14 +18,20 @@ done
 """
 
 
-def show(distro: bed.Distro) -> None:
-    """Start a Windows program before and after a restart of the service, and print what came of it."""
+def show(distro: bed.Distro, then: str) -> None:
+    """Start a Windows program before and after a restart of the service, and print what came of it.
+
+    then: what is to be said after the restart; before, /init is to answer.
+    """
     program = distro.windows_program("/tmp/program.exe")
-    for command in "", RESTART:
+    for command, expected in ("", f"/init {program}"), (RESTART, then):
         if command:
             print(f"  # {command}")
             distro.shell(command)
-        print(f"  $ {program} hello\n    {distro.answer(program).splitlines()[0]}")
+        answer = distro.answer(program).splitlines()[0]
+        print(f"  $ {program} hello\n    {answer}")
+        if expected not in answer:
+            sys.exit(f"make demo failed: {expected!r} was expected there")
 
 
 def main() -> int:
@@ -39,18 +45,19 @@ def main() -> int:
         with vm.distro(installed=False) as distro:
             print("A WSL-like distro, booted with", distro.systemctl("--version").splitlines()[0])
             if "WSLInterop" not in vm.names():
-                # Its boot was enough to lose it, where binfmt.d has a file.
+                # Its boot was enough to lose it.
                 vm.register(bed.WSL_INTEROP)
-            show(distro)
+            show(distro, "Exec format error")
         with vm.distro() as distro:
             print("\nThe same with wsl-binfmt-generator installed")
-            show(distro)
+            show(distro, "/init /tmp/program.exe")
             print("\nA wipe of the table, as by another distro that shuts down")
             print("  # echo -1 >/proc/sys/fs/binfmt_misc/status")
             vm.write("status", "-1")
             lost = time.monotonic()
             while not distro.interop():
-                pass
+                if time.monotonic() > lost + 5 * bed.SLOWNESS:
+                    sys.exit("make demo failed: that was not repaired")
             print(f"    repaired after {1000 * (time.monotonic() - lost):.0f} ms")
             print("\nWhat the generator wrote")
             print(distro.shell(PRINT_OUTPUT))

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: MIT
-"""Root file systems of Debian's suites."""
+"""Root file systems of Debian's suites, and that of a newcomer."""
 
 from __future__ import annotations
 
 import fcntl
+import re
 import shutil
 import subprocess
 import time
+import zlib
 from typing import TYPE_CHECKING
 
 import bed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 # Of Debian's suites: the version of systemd in them. 252 is that of the machine around. Between 257 and 262 there is
@@ -25,17 +28,30 @@ MERGED_USR = {"bullseye": ["--setup-hook=/usr/share/mmdebstrap/hooks/merged-usr/
 
 def make(suite: str, packages: str = PACKAGES) -> Path:
     """Make that of a suite, once on a machine; that of sid, which moves on, once a day."""
-    path = bed.TREE / "build" / "roots" / (suite if packages == PACKAGES else f"{suite}-{packages}")
+    name = suite if packages == PACKAGES else f"{suite}-{packages}"
+    return cached(name, lambda target: bootstrap(suite, target, packages), 24 * 3600 if suite == "sid" else 0)
+
+
+def make_newcomers() -> Path:
+    """Make one of Debian 12 in which there is nothing but apt, make, and what `make demo` installs."""
+    makefile = (bed.TREE / "Makefile").read_text()
+    needs = re.findall("^(?:BED|NEEDS_demo) = .*$", makefile, re.MULTILINE)
+    return cached(f"newcomer-{zlib.crc32(str(needs).encode()):08x}", bootstrap_newcomers)
+
+
+def cached(name: str, bootstrap: Callable[[Path], None], age: int = 0) -> Path:
+    """Make a root file system in build/roots, if it is not there yet, or is older than `age` in seconds."""
+    path = bed.TREE / "build" / "roots" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     # `make check` runs tests in two processes.
     with open(path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if suite == "sid" and path.exists() and path.stat().st_ctime < time.time() - 24 * 3600:
+        if age and path.exists() and path.stat().st_ctime < time.time() - age:
             shutil.rmtree(path)
         if not path.exists():
             unfinished = path.with_suffix(".unfinished")
             shutil.rmtree(unfinished, ignore_errors=True)
-            bootstrap(suite, unfinished, packages)
+            bootstrap(unfinished)
             unfinished.rename(path)
     return path
 
@@ -52,5 +68,16 @@ def bootstrap(suite: str, target: Path, packages: str) -> None:
     subprocess.run(
         ["mmdebstrap", "--variant=minbase", f"--include={packages.replace(' ', ',')}",
          '--aptopt=Acquire::Check-Valid-Until "false"', *MERGED_USR.get(suite, ()), release, target, *sources],
+        check=True,
+    )  # fmt: skip
+
+
+def bootstrap_newcomers(target: Path) -> None:
+    """Install what a newcomer has into a directory that is not there yet; the rest is for the Makefile to install."""
+    subprocess.run(
+        ["mmdebstrap", "--quiet", "--variant=apt", "--include=make",
+         f"--customize-hook=copy-in {bed.TREE / 'Makefile'} /tmp",
+         """--customize-hook=chroot "$1" make --no-print-directory --directory=/tmp deps 'NEEDED=$(NEEDS_demo)'""",
+         "bookworm", target, f"deb {MIRROR} bookworm main"],
         check=True,
     )  # fmt: skip

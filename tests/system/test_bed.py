@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-import subprocess
+import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import pytest
 
@@ -24,19 +26,11 @@ pytestmark = pytest.mark.system
 UNIT = "wsl-binfmt.service"
 
 
-def machine() -> list[str]:
-    """What a test must leave as it was: mounts, loop devices, cgroups, and directories of the bed."""
-    return [
-        Path("/proc/1/mountinfo").read_text(),
-        subprocess.run(["losetup", "--list"], check=True, stdout=subprocess.PIPE, text=True).stdout,
-        *map(str, [*bed.cgroup_root().glob(f"{bed.PREFIX}*"), *Path("/tmp").glob(f"{bed.PREFIX}*")]),
-    ]
-
-
-def test_the_machine_is_left_as_it_was() -> None:
+def test_the_machine_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """The table has the same entries, a disabled one as well, and nothing of a Vm is left."""
+    put_back = mock.Mock(wraps=bed.put_back)
+    monkeypatch.setattr(bed, "put_back", put_back)
     rules = ":before:M:2:\\x00b\\x0a:\\xff\\xff\\xfe:/bin/true:PF", ":disabled:E::disabled::/bin/true:"
-    before = machine()
     with bed.Vm() as vm:
         table = vm.table
         bed.wipe(table)
@@ -51,8 +45,10 @@ def test_the_machine_is_left_as_it_was() -> None:
         with vm.distro() as distro:
             init = distro.pid
             distro.shell("mount -t tmpfs tmpfs /run/lock; sleep infinity >/dev/null 2>&1 &")
-    assert machine() == before
-    assert not Path(f"/proc/{init}").exists()
+            assert all(path.exists() for path in (vm.directory, vm.cgroup, Path(f"/proc/{init}")))
+    assert not any(path.exists() for path in (vm.directory, vm.cgroup, Path(f"/proc/{init}")))
+    assert put_back.call_args_list == 2 * [mock.call(table, mock.ANY)]
+    assert vm.directory.name not in Path("/proc/self/mountinfo").read_text()
 
 
 def test_what_wsl_mounts_is_shared(vm: Vm, boot: Boot) -> None:
@@ -68,10 +64,10 @@ def test_what_wsl_mounts_is_shared(vm: Vm, boot: Boot) -> None:
     assert not shared & {"/", "/init", "/tmp"}
     distro.systemctl("start", "sandboxed.service")
     pid = distro.systemctl("show", "--property=MainPID", "--value", "sandboxed.service").strip()
-    before = Path("/proc/1/mountinfo").read_text(), other.shell("cat /proc/self/mountinfo")
-    distro.shell(f"mount --bind /dev/null {bed.TABLE}/status")
-    assert f" {bed.TABLE}/status " in distro.shell(f"cat /proc/{pid}/mountinfo")
-    assert (Path("/proc/1/mountinfo").read_text(), other.shell("cat /proc/self/mountinfo")) == before
+    distro.shell("mount -t tmpfs of-this-test /run/lock")
+    assert " of-this-test " in distro.shell(f"cat /proc/{pid}/mountinfo")
+    for elsewhere in other.shell("cat /proc/self/mountinfo"), Path("/proc/1/mountinfo").read_text():
+        assert "of-this-test" not in elsewhere
 
 
 def test_a_session_has_mounts_of_its_own(vm: Vm, boot: Boot) -> None:
@@ -142,11 +138,12 @@ def test_an_entry_of_a_container(vm: Vm, boot: Boot) -> None:
 
 def test_a_generator_that_fails_once(vm: Vm, boot: Boot) -> None:
     distro = boot(vm)
+    wants = distro.path("/run/systemd/generator/sysinit.target.wants")
     with distro.replacing(bed.GENERATOR):
         distro.systemctl("daemon-reload")
-        assert list(distro.path("/run/systemd/generator").glob("*status.mount")) == []
+        assert not wants.exists()
     distro.systemctl("daemon-reload")
-    assert distro.path("/run/systemd/generator/sysinit.target.wants").exists()
+    assert wants.exists()
 
 
 def test_peoples_own_unit(vm: Vm, boot: Boot) -> None:
@@ -165,3 +162,44 @@ def test_ape(vm: Vm, boot: Boot) -> None:
     program = distro.windows_program("/tmp/x.llamafile", bed.APE_MAGIC)
     assert distro.answer(program) == f"/usr/bin/ape {program} hello"
     assert distro.interop()
+
+
+@pytest.mark.parametrize("how", bed.INIT_ANSWERS)
+def test_init_answers_in_another_way(vm: Vm, boot: Boot, how: str) -> None:
+    distro = boot(vm, installed=False, emulators=0)
+    status, seconds, _ = bed.INIT_ANSWERS[how]
+    distro.init_answers(how, seconds and 0.2)
+    start = time.monotonic()
+    program = distro.windows_program()
+    said = distro.shell(f"{program} hello || echo status $?")
+    assert time.monotonic() - start >= min(seconds, 0.2)
+    said = re.sub(r"\((\d+)", "(PID", said)
+    assert said.endswith("status 1\n" if status else f"/init {program} {program} hello\n")
+    expected = bed.INIT_ANSWERS[how][2].replace("%s", program).replace("%d", "PID")
+    assert said.startswith(expected)
+    distro.init_answers("")
+    assert distro.interop()
+
+
+def test_init_needs_a_socket(vm: Vm, boot: Boot) -> None:
+    """The one that WSL_INTEROP names, if there is one; or else an ancestor's; or else it fails without a word."""
+    distro = boot(vm, installed=False, emulators=0)
+    program = distro.windows_program()
+    with distro.interop_socket() as of_all, distro.interop_socket("7_interop") as of_a_session:
+        assert distro.interop()
+        for name in of_a_session, "/run/WSL/9_interop":
+            assert "hello" in distro.run("env", f"WSL_INTEROP={name}", program, "hello")
+        distro.path("/run/WSL/9_interop").touch()
+        said = distro.run("env", "WSL_INTEROP=/run/WSL/9_interop", program, "hello", check=False)
+        assert re.fullmatch(r"<3>WSL \(\d+\) ERROR: UtilConnectUnix:510: connect failed 111\n", said)
+        distro.path(of_all).unlink()
+        assert distro.shell(f"{program} hello || echo $?") == "1\n"
+        assert "hello" in distro.run("env", f"WSL_INTEROP={of_a_session}", program, "hello")
+        # A shell that has one of its own is the parent.
+        assert "hello" in distro.shell(f"ln -s 7_interop /run/WSL/$$_interop; {program} hello; true")
+
+
+def test_init_in_a_directory_that_was_removed(vm: Vm, boot: Boot) -> None:
+    distro = boot(vm, installed=False, emulators=0)
+    program = distro.windows_program()
+    assert distro.shell(f"mkdir /tmp/x; cd /tmp/x; rmdir /tmp/x; {program} hello || echo $?") == "1\n"

@@ -82,7 +82,9 @@ def test_interop_off(vm: Vm, boot: Boot) -> None:
     assert vm.entry("WSLInterop") is None
     vm.write("register", ":theirs:M::theirs::/bin/true:")
     distro.shutdown()
-    assert [name for name in vm.names() if "leaving" not in name] == ["theirs"], "its shutdown wiped the table, or left own entries"
+    assert [name for name in vm.names() if "leaving" not in name] == ["theirs"], (
+        "its shutdown wiped the table, or left own entries"
+    )
 
 
 def test_a_change_of_wsl_conf_counts_at_daemon_reload(vm: Vm, boot: Boot) -> None:

@@ -182,7 +182,9 @@ def test_after_a_direct_run_of_systemd_binfmt(any_vm: Vm, boot: Boot) -> None:
 
 def test_reset_of_the_qemu_images(vm: Vm, boot: Boot) -> None:
     """`multiarch/qemu-user-static --reset`: it removes each qemu-* entry, then registers its own by the same names."""
-    rules = {f"/etc/binfmt.d/qemu-{name}.conf": f":qemu-{name}:M::{name}::/bin/true:F\n" for name in ("a", "b", "c", "d")}
+    rules = {
+        f"/etc/binfmt.d/qemu-{name}.conf": f":qemu-{name}:M::{name}::/bin/true:F\n" for name in ("a", "b", "c", "d")
+    }
     distros = [boot(vm, files=rules, emulators=0) for _ in range(2)]
     for distro in distros:
         eventually(partial(quiet, distro))

@@ -10,9 +10,9 @@ import os
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
-from wsl_binfmt import notes, table
+from wsl_binfmt import state, table
 
 if TYPE_CHECKING:
     import pytest
@@ -63,14 +63,14 @@ class Table:
 
     `after` is called after each of these, `before_read` before an entry is read.
 
-    What the distro notes is here as well, in `notes`, and the time, in `now`.
+    What the state file has is here as well, in `state`, and the time, in `now`.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Take the place of the kernel's."""
         self.formats: list[Format] = []
         self.writes: list[tuple[str, bytes]] = []
-        self.notes: dict[str, bytes] = {}
+        self.state: dict[str, Any] = {}
         self.refused: set[bytes] = set()
         self.after: Callable[[], None] = lambda: None
         self.before_read: Callable[[], None] = lambda: None
@@ -81,10 +81,8 @@ class Table:
         monkeypatch.setattr(table, "registration", self._registration)
         monkeypatch.setattr(table, "Lock", _NoLock)
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(notes, "read", self.notes.get)
-        monkeypatch.setattr(notes, "write", self.notes.__setitem__)
-        monkeypatch.setattr(notes, "forget", lambda name: self.notes.pop(name, None))
-        monkeypatch.setattr(notes, "version", self._version)
+        monkeypatch.setattr(state, "load", lambda: dict(self.state))
+        monkeypatch.setattr(state, "save", self.state.update)
 
     @property
     def names(self) -> list[str]:
@@ -108,17 +106,9 @@ class Table:
         """Have an entry removed by somebody."""
         self.formats.remove(self.get(name))
 
-    def list_as(self, note: str) -> None:
-        """List the entries as service-hook does."""
-        lines = [f"{entry.inode:>8} {entry.name}\n" for entry in self.formats]
-        self.notes[note] = "".join(["  1 register\n", *lines, "  2 status\n", "end\n"]).encode()
-
     def winner(self) -> Format | None:
         """Who is given a Windows program."""
         return next((entry for entry in self.formats if entry.takes_windows()), None)
-
-    def _version(self, name: str) -> tuple[int, int]:
-        return (hash(self.notes[name]), 1) if name in self.notes else (0, 0)
 
     def _registration(self, name: str) -> tuple[bytes, int] | None:
         self.before_read()

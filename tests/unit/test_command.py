@@ -16,10 +16,9 @@ import pytest
 
 import kernel
 import support
-from wsl_binfmt import cli, command, facts, formats, interop, table
+from wsl_binfmt import command, interop, restore, table
+from wsl_binfmt.diagnosis import gather, problems
 
-SERVICE = formats.SERVICES[0]
-STAND_IN = "WSLInterop-held-by-1"
 Captured = pytest.CaptureFixture[str]
 
 
@@ -47,13 +46,11 @@ def wsl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> kernel.Table:
         (tmp_path / name).touch(0o755)
     monkeypatch.setattr(table, "DIRECTORY", str(tmp_path))
     monkeypatch.setattr(interop, "INIT", str(tmp_path / "init"))
-    monkeypatch.setattr(interop, "rule", lambda name: f":{name}:M::MZ::{tmp_path}/init:FP".encode())
-    monkeypatch.setattr(facts, "load_generator", Decision)
-    monkeypatch.setattr(facts, "stale_stand_ins", lambda _entries: [])
-    monkeypatch.setattr(facts, "read_entries", list)
+    monkeypatch.setattr(interop, "RULE", f":{{}}:M::MZ::{tmp_path}/init:FP")
+    monkeypatch.setattr(gather, "load_generator", Decision)
     monkeypatch.setattr(Decision, "elsewhere", "")
     monkeypatch.setattr(Decision, "interop", True)
-    monkeypatch.setattr(cli, "switch_on", lambda: False)
+    monkeypatch.setattr(restore, "switch_on", lambda: False)
     memory.formats.clear()
     memory.add(interop.rule("WSLInterop"))
     return memory
@@ -70,10 +67,12 @@ def wsl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> kernel.Table:
         ["Restore"],
         ["restore", "x"],
         ["restore", ""],
-        ["hold"],
-        ["started"],
-        ["started", "x"],
-        ["stopped", ""],
+        ["explain"],
+        ["explain", "x"],
+        ["status", "--from", "/dev/null"],
+        ["status", "--from", "/nowhere"],
+        ["status", "--from", "/dev/null", "x"],
+        ["report", "x", "y"],
         ["watch", "x"],
     ],
 )
@@ -93,10 +92,10 @@ def test_help(capfd: Captured, option: str) -> None:
     assert command.run([option]) == 0
     said = capfd.readouterr()
     assert said.err == ""
-    for action in "status", "restore":
+    for action in "status", "explain", "report", "restore":
         assert re.search(rf"^ +{action} ", said.out, re.MULTILINE)
     # What only units run is not for people.
-    assert not re.search("watch|started|stopped", said.out)
+    assert not re.search("watch|leave", said.out)
     assert max(map(len, said.out.splitlines())) <= 80
 
 
@@ -111,7 +110,7 @@ def test_version(capfd: Captured) -> None:
 @pytest.mark.usefixtures("wsl")
 def test_nothing_wrong(capfd: Captured) -> None:
     """It says what it found right."""
-    right = "WSLInterop is as WSL registers it, and nothing outranks it: nothing to do\n"
+    right = "WSLInterop is as WSL registers it, and no other entry takes Windows programs: nothing to do\n"
     for args in ["restore"], ["restore", "--dry-run"]:
         assert command.run(args) == 0
         assert capfd.readouterr() == (right, "")
@@ -129,7 +128,7 @@ def test_restored(wsl: kernel.Table, capfd: Captured) -> None:
 
 
 def test_not_for_us(wsl: kernel.Table, capfd: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By hand, where Windows programs are not to start; what units run goes with the units."""
+    """By hand, where Windows programs are not to start."""
     monkeypatch.setattr(Decision, "elsewhere", "a container, lxc")
     wsl.formats.clear()
     assert command.run(["restore"]) == 0
@@ -139,54 +138,59 @@ def test_not_for_us(wsl: kernel.Table, capfd: Captured, monkeypatch: pytest.Monk
     assert command.run(["restore"]) == 0
     assert capfd.readouterr().out == "/etc/wsl.conf switches Windows programs off: nothing to do\n"
     assert wsl.writes == []
-    assert command.run(["started", SERVICE, STAND_IN]) == 0
-    assert wsl.writes
 
 
-@pytest.mark.parametrize("action", ["started", "stopped"])
-def test_after_a_change(wsl: kernel.Table, action: str) -> None:
-    """The stand-in is released, WSLInterop is first; not where the user does not want it."""
-    wsl.add(interop.rule(STAND_IN))
+def test_a_rival(wsl: kernel.Table, capfd: Captured) -> None:
+    """It comes behind WSLInterop; a temporary entry that was left is removed, and an entry for APE stays in front."""
+    wsl.add(b":APE:M::MZqFpD::/bin/true:")
+    wsl.add(interop.rule(interop.TEMPORARY))
     wsl.add(b":wine:M::MZ::/usr/bin/wine:")
-    assert command.run([action, SERVICE]) == 0
-    assert wsl.names == ["wine", STAND_IN, "WSLInterop"]
-    assert command.run([action, SERVICE, STAND_IN]) == 0
-    assert wsl.names == ["WSLInterop", "wine"]
-
-
-@pytest.mark.parametrize("tenths", range(1, 12))
-def test_a_stand_in_that_was_left(wsl: kernel.Table, monkeypatch: pytest.MonkeyPatch, tenths: int) -> None:
-    """It is removed, whichever look finds it old enough. tenths: of a second from one look at the clock to the next."""
-    wsl.add(interop.rule(STAND_IN))
-
-    def monotonic() -> float:
-        wsl.now += tenths / 10
-        return wsl.now
-
-    monkeypatch.setattr(time, "monotonic", monotonic)
-    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
-    monkeypatch.setattr(cli, "RESTORE_MAX", 100.0)
+    assert command.run(["restore", "-n"]) == 0
+    assert capfd.readouterr().out == "wine outranks WSLInterop: would be restored\n"
     assert command.run(["restore"]) == 0
+    assert capfd.readouterr().out == "wine outranks WSLInterop: restored\n"
+    assert wsl.names == ["APE", "WSLInterop", "wine"]
+
+
+def test_what_was_left(wsl: kernel.Table, capfd: Captured) -> None:
+    """A temporary entry, and no watch."""
+    wsl.add(interop.rule(interop.TEMPORARY))
+    assert command.run(["restore", "-n"]) == 0
+    assert command.run(["restore"]) == 0
+    assert capfd.readouterr().out == (
+        "a temporary entry was left behind: would be removed\na temporary entry was left behind: removed\n"
+    )
     assert wsl.names == ["WSLInterop"]
 
 
-def test_a_stand_in_that_is_still_needed(wsl: kernel.Table, capfd: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A service holds one, and that of the watch answers: it is said once that it was removed, when it was."""
-    wsl.add(interop.rule(STAND_IN))
-    wsl.add(b":wine:M::MZ::/usr/bin/wine:")
-    wsl.add(interop.rule(interop.stand_in()))
-
-    def sleep(_seconds: float) -> None:
-        wsl.now += 0.1
-
-    monkeypatch.setattr(time, "sleep", sleep)
+def test_disabled(wsl: kernel.Table, capfd: Captured) -> None:
+    """By hand, which is respected, also after a wipe."""
+    wsl.get("WSLInterop").enabled = False
     assert command.run(["restore"]) == 0
-    assert wsl.names == ["WSLInterop", "wine"]
-    said = capfd.readouterr().out.splitlines()
-    assert [line.partition(" was left behind")[0] for line in said] == [
-        "wine outranks WSLInterop: restored",
-        f"{interop.stand_in()}, {STAND_IN}",
-    ]
+    assert "stays so: echo 1" in capfd.readouterr().out
+    assert wsl.writes == []
+    wsl.state = {"inode": 1, "disabled": True}
+    wsl.formats.clear()
+    assert command.run(["restore"]) == 0
+    assert [entry.enabled for entry in wsl.formats] == [False]
+
+
+def test_one_who_does_not_stop(wsl: kernel.Table, capfd: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program that undoes each repair is left alone after a while."""
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(ticks)))
+    monkeypatch.setattr(time, "sleep", lambda _seconds: wsl.formats.clear())
+    wsl.formats.clear()
+    assert command.run(["restore"]) == 1
+    assert "all the time" in capfd.readouterr().err
+
+
+def test_switched_on(capfd: Captured, wsl: kernel.Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole table; that is said."""
+    monkeypatch.setattr(restore, "switch_on", lambda: True)
+    assert command.run(["restore"]) == 0
+    assert capfd.readouterr().out == "the whole table was switched off (echo 0 >status): switched on\n"
+    assert wsl.writes == []
 
 
 def test_not_mounted(wsl: kernel.Table, capfd: Captured, tmp_path: Path) -> None:
@@ -268,6 +272,8 @@ def run(redirection: str, *args: str) -> subprocess.CompletedProcess[str]:
         (">/dev/full", ["--help"], 1),
         (">/dev/full", ["x"], 2),
         (">/dev/full", ["--list"], 1),
+        ("", ["explain", "shadowed"], 0),
+        ("", ["report", "-"], 4),
         ("2>&-", ["--version"], 0),
         (">&-", ["restore"], 4),
         (">&-", ["x"], 2),
@@ -276,7 +282,7 @@ def run(redirection: str, *args: str) -> subprocess.CompletedProcess[str]:
         ("2>/dev/full", ["restore"], 4),
     ],
 )
-@pytest.mark.skipif(Path(facts.GENERATOR).exists(), reason="it is installed on this machine")
+@pytest.mark.skipif(Path(problems.GENERATOR).exists(), reason="it is installed on this machine")
 def test_process(redirection: str, args: list[str], status: int) -> None:
     """Exit status, and never a traceback; channels that are closed or full change neither."""
     done = run(redirection, *args)

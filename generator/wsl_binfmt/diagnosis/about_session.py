@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: MIT
+"""Problems of a session: what fails in one terminal or service, and not in another."""
+
+from __future__ import annotations
+
+from typing import Iterator, List, Optional
+
+from wsl_binfmt.diagnosis import machine as m
+from wsl_binfmt.diagnosis.problems import ERROR, WARNING, WINDOWS, Found, problem, quote
+
+DRIVES = "9p", "drvfs", "virtiofs"
+READ, EXECUTE = 4, 1
+
+
+def chosen_socket(machine: m.Machine) -> Optional[m.Socket]:
+    """Tell which socket /init takes, UtilConnectToInteropServer() in WSL's source; None if there is none."""
+    session = machine.session
+    if session.wsl_interop and session.wsl_interop_state != m.GONE:
+        known = [each for each in session.sockets if each.path == session.wsl_interop]
+        return known[0] if known else m.Socket(session.wsl_interop)
+    by_pid = {each.pid: each for each in session.sockets if each.pid}
+    return next((by_pid[pid] for pid in session.ancestors if pid in by_pid), None)
+
+
+def newest_socket(machine: m.Machine) -> Optional[m.Socket]:
+    """Tell which of the sockets that listen is the newest."""
+    listening = [each for each in machine.session.sockets if each.is_listening]
+    return max(listening, key=lambda each: each.made) if listening else None
+
+
+def _export(machine: m.Machine) -> Optional[str]:
+    newest = newest_socket(machine)
+    return f"export WSL_INTEROP={quote(newest.path)}" if newest else None
+
+
+def _advice(machine: m.Machine) -> str:
+    newest = newest_socket(machine)
+    if newest is None:
+        return "Open a new terminal of this distro on Windows: it has a socket."
+    if machine.session.has_tmux:
+        return (
+            f"In tmux, `tmux set-environment WSL_INTEROP {quote(newest.path)}` is for the windows that you open next."
+        )
+    line = f"Environment=WSL_INTEROP={newest.path}"
+    return f"In a service, the line is {line} under [Service]; it holds while that terminal is open."
+
+
+@problem(ERROR, WINDOWS)
+def no_interop_socket(machine: m.Machine) -> Iterator[Found]:
+    """No socket of WSL belongs to this process: Windows programs exit with 1 and say nothing.
+
+    By a socket /init reaches Windows. It takes the one that WSL_INTEROP names,
+    or one that belongs to a process that this one descends from. Services,
+    cron, `[boot] command` and machinectl have none on WSL that lacks
+    /run/WSL/1_interop. The socket of another terminal serves, while that is open.
+    """
+    session = machine.session
+    # Where the whole directory is missing, that is not said to be wrong: see conclude.py.
+    if session.run_wsl != m.THERE or chosen_socket(machine) is not None:
+        return
+    evidence = [
+        "WSL_INTEROP is not set" if not session.wsl_interop else f"WSL_INTEROP={session.wsl_interop}, which is gone"
+    ]
+    evidence.append("no process that this one descends from has a socket in /run/WSL")
+    yield Found(evidence, _export(machine), _advice(machine))
+
+
+@problem(ERROR, WINDOWS)
+def interop_socket_dead(machine: m.Machine) -> Iterator[Found]:
+    """WSL_INTEROP names a socket at which nothing listens.
+
+    By that socket /init reaches Windows. A session of tmux, screen or VS Code
+    may keep the name of a socket whose terminal was closed. If the file is gone,
+    /init takes the socket of a process that this one descends from, if there is
+    one; then this is a warning.
+    """
+    session = machine.session
+    chosen = chosen_socket(machine)
+    is_gone = bool(session.wsl_interop) and session.wsl_interop_state == m.GONE
+    if is_gone and chosen is not None and chosen.is_listening is not False:
+        evidence = f"WSL_INTEROP={session.wsl_interop}, which is gone; /init takes {chosen.path}"
+        yield Found([evidence], _export(machine), severity=WARNING)
+    elif is_gone and chosen is None:
+        if session.run_wsl != m.THERE:
+            yield Found([f"WSL_INTEROP={session.wsl_interop}, which is gone"], _export(machine), _advice(machine))
+    elif chosen is not None and chosen.is_listening is False:
+        yield Found([f"{chosen.path} refuses connections"], _export(machine), _advice(machine))
+
+
+@problem(ERROR, WINDOWS)
+def cwd_untranslatable(machine: m.Machine) -> Iterator[Found]:
+    """The current directory cannot be handed to Windows.
+
+    /init hands the current directory to Windows. If it was removed, /init ends
+    with exit status 1. If it has no path in UTF-8, the program starts in another
+    directory.
+    """
+    state = machine.session.cwd.state
+    if state in (m.GONE, "not below this root"):
+        what = "it was removed" if state == m.GONE else "it is not below this root"
+        yield Found([f"the current directory: {what}"], "cd")
+    elif state == "not UTF-8":
+        yield Found(["the current directory: its path is not UTF-8"], "cd", severity=WARNING)
+
+
+@problem(ERROR, WINDOWS)
+def cwd_not_for_default_user(machine: m.Machine) -> Iterator[Found]:
+    """Windows may not enter the current directory: programs end with "Invalid argument".
+
+    Windows opens a directory of the Linux file system as the distro's default
+    user, whoever runs the program. That user is `default=` under [user] in
+    /etc/wsl.conf, or else as a rule the one with the number 1000. That user must
+    be allowed to enter all directories above the current one.
+    """
+    cwd = machine.session.cwd
+    barrier = refused(machine, cwd.way[:-1], EXECUTE)
+    if barrier and not _is_of_windows(cwd) and cwd.state == m.THERE:
+        evidence = [
+            f"the current directory is {cwd.path}",
+            f"the default user, {machine.session.default_uid}, may not enter {describe(barrier)}",
+        ]
+        yield Found(evidence, "cd /")
+
+
+def _is_of_windows(place: m.Place) -> bool:
+    return place.mount is not None and place.mount.kind in DRIVES
+
+
+def describe(element: m.Element) -> str:
+    """Tell who may do what with a directory or file."""
+    return f"{element.path} (mode {element.mode & 0o7777:04o}, owner {element.uid}, group {element.gid})"
+
+
+def refused(machine: m.Machine, way: List[m.Element], right: int) -> Optional[m.Element]:
+    """Tell which element refuses the default user a right, by its mode; None if none does."""
+    session = machine.session
+    if session.default_uid == 0:
+        return None
+    for element in way:
+        shift = 6 if element.uid == session.default_uid else 3 if element.gid in session.default_gids else 0
+        if not (element.mode >> shift) & right:
+            return element
+    return None

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: MIT
+"""Taking the names of users, homes and hosts out of a machine, so that it can be shown in public."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, Dict, List
+
+from wsl_binfmt.diagnosis.bounded import read
+
+# Names that say nothing of anybody, and words that are in paths and names of this package or of every system.
+COMMON = frozenset(
+    [
+        "root",
+        "nobody",
+        "user",
+        "users",
+        "wsl",
+        "localhost",
+        "ubuntu",
+        "debian",
+        "fedora",
+        "arch",
+        "admin",
+        "default",
+        "public",
+        "all",
+        "home",
+        "mnt",
+        "etc",
+        "usr",
+        "lib",
+        "bin",
+        "sbin",
+        "run",
+        "proc",
+        "sys",
+        "dev",
+        "var",
+        "tmp",
+        "opt",
+        "init",
+        "systemd",
+        "binfmt",
+        "service",
+        "windows",
+        "system32",
+        "microsoft",
+    ]
+)
+UID_MIN, UID_MAX = 1000, 60000
+
+
+def anonymous(plain: Any) -> Any:
+    """Replace names of users, homes and hosts in all texts of a machine, as to_plain() gave it."""
+    replacements = _replacements()
+    return _walk(plain, replacements)
+
+
+def _walk(value: Any, replacements: "Dict[re.Pattern[str], str]") -> Any:
+    if isinstance(value, dict):
+        return {_walk(name, replacements): _walk(each, replacements) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_walk(each, replacements) for each in value]
+    if isinstance(value, str):
+        for pattern, replacement in replacements.items():
+            value = pattern.sub(replacement, value)
+    return value
+
+
+def _replacements() -> "Dict[re.Pattern[str], str]":
+    homes: List[str] = []
+    users = [os.environ.get(name, "") for name in ("USER", "LOGNAME", "SUDO_USER")]
+    for line in read("/etc/passwd").split("\n"):
+        fields = line.split(":")
+        if len(fields) > 5 and fields[2].isdigit() and UID_MIN <= int(fields[2]) < UID_MAX:
+            users.append(fields[0])
+            homes.append(fields[5])
+    homes.append(os.environ.get("HOME", ""))
+    hosts = [os.uname().nodename, read("/etc/hostname").strip(), os.environ.get("NAME", "")]
+    hosts += [host.partition(".")[0] for host in hosts]
+    distro = os.environ.get("WSL_DISTRO_NAME", "")
+    # The longest first: one may be a part of the other.
+    found: "Dict[re.Pattern[str], str]" = {}
+    for home in sorted({home.rstrip("/") for home in homes}, key=len, reverse=True):
+        if home.count("/") > 1:  # not /root
+            found[re.compile(f"{re.escape(home)}(?![^/])")] = "/home/USER"
+    # Of those that are in no /etc/passwd that is read here, such as users of Windows.
+    found[re.compile(r"(?i)((?:/|\\)(?:home|Users)(?:/|\\))(?!USER\b)[^/\\:;\"]+")] = r"\1USER"
+    for names, replacement in (users, "USER"), (hosts, "HOST"), ([distro], "DISTRO"):
+        for name in sorted(set(names), key=len, reverse=True):
+            if name and name.lower() not in COMMON:
+                found[re.compile(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", re.IGNORECASE)] = replacement
+    return found

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: MIT
+"""Gathering what belongs to this session, and to the file that is asked about."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+import re
+import socket
+import stat
+from typing import Iterator, List, Optional
+
+from wsl_binfmt.diagnosis import about_session
+from wsl_binfmt.diagnosis import machine as m
+from wsl_binfmt.diagnosis.bounded import read as read_file
+from wsl_binfmt.diagnosis.bounded import state, state_of
+
+SOCKETS = "/run/WSL"
+# Where Windows has programs, below its drives.
+FOLDERS = (
+    "Windows",
+    "Windows/System32",
+    "Windows/System32/WindowsPowerShell/v1.0",
+    "Windows/System32/OpenSSH",
+    "Users/*/AppData/Local/Microsoft/WindowsApps",
+)
+START_MAX = 4096  # bytes: the loader of an ELF file is named in there
+INTERPRETER_MAX = 256  # bytes of a script's first line, BINPRM_BUF_SIZE
+PT_INTERP = 3  # elf(5)
+
+
+def read(conf: m.Conf) -> m.Session:
+    """Look at this session, but for its current directory."""
+    named = os.environ.get("WSL_INTEROP", "")
+    default_uid, default_gids = default_user(conf)
+    session = m.Session(
+        uid=os.geteuid(),
+        default_uid=default_uid,
+        default_gids=default_gids,
+        wsl_interop=named,
+        wsl_interop_state=state(named) if named else m.GONE,
+        run_wsl=state(SOCKETS),
+        ancestors=list(_ancestors()),
+        path=os.environ.get("PATH", "").split(":"),
+        has_sudo="SUDO_UID" in os.environ,
+        has_tmux="TMUX" in os.environ,
+    )
+    return session._replace(sockets=_probe(session, list(_sockets(named))))
+
+
+def _sockets(named: str) -> Iterator[m.Socket]:
+    names = os.listdir(SOCKETS) if state(SOCKETS) == m.THERE and os.access(SOCKETS, os.R_OK) else []
+    found = [(f"{SOCKETS}/{name}", re.fullmatch(r"(\d+)_interop", name)) for name in names]
+    paths = {path: int(match[1]) for path, match in found if match}
+    if named:
+        paths.setdefault(named, 0)
+    for path, pid in paths.items():
+        try:
+            yield m.Socket(path, pid, None, os.stat(path).st_mtime)
+        except OSError:
+            continue
+
+
+def _probe(session: m.Session, sockets: List[m.Socket]) -> List[m.Socket]:
+    """Tell whether the socket that /init takes listens; if it does not, which other one does, the newest first."""
+    chosen = about_session.chosen_socket(m.Machine(session=session._replace(sockets=sockets)))
+    result = {each.path: each for each in sockets}
+    order = sorted(sockets, key=lambda each: each.made, reverse=True)
+    for each in [chosen, *order] if chosen else order:
+        result[each.path] = each._replace(is_listening=is_listening(each.path))
+        if result[each.path].is_listening:
+            break
+    return list(result.values())
+
+
+def is_listening(path: str) -> Optional[bool]:
+    """Whether a process listens at a Unix socket; None if that could not be told."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
+        channel.settimeout(0.2)
+        try:
+            channel.connect(path)
+        except OSError as e:
+            if e.errno in (errno.ECONNREFUSED, errno.ENOENT, errno.ENOTSOCK):
+                return False
+            # Of another kind, or too busy.
+            return True if e.errno in (errno.EPROTOTYPE, errno.EAGAIN) else None
+        return True
+
+
+def _ancestors() -> Iterator[int]:
+    pid = os.getppid()
+    while pid > 0:
+        yield pid
+        # The name may have blanks and parentheses.
+        fields = read_file(f"/proc/{pid}/stat").rpartition(")")[2].split()
+        pid = int(fields[1]) if len(fields) > 1 else 0
+
+
+def default_user(conf: m.Conf) -> "tuple[int, List[int]]":
+    """Tell for whom Windows acts, with the groups: who is named in /etc/wsl.conf, or else as a rule uid 1000."""
+    name = next((each.value for each in conf.settings if each.name == "user.default"), "")
+    users = [line.split(":") for line in read_file("/etc/passwd").split("\n")]
+    users = [fields for fields in users if len(fields) >= 4 and fields[2].isdigit() and fields[3].isdigit()]
+    # A distro that was imported, and has no such user, begins with root.
+    for user in [each for each in users if (each[0] == name if name else each[2] == "1000")][:1]:
+        groups = [line.split(":") for line in read_file("/etc/group").split("\n")]
+        gids = [
+            int(each[2]) for each in groups if len(each) == 4 and each[2].isdigit() and user[0] in each[3].split(",")
+        ]
+        return int(user[2]), [int(user[3]), *gids]
+    return 0, []
+
+
+def read_cwd(mounts: List[m.Mount]) -> m.Place:
+    """Look at the current directory."""
+    try:
+        path = os.getcwdb()
+    except OSError as e:
+        return m.Place("", state_of(e))
+    if path.startswith(b"(unreachable)"):
+        return m.Place("", "not below this root")
+    try:
+        path.decode()
+    except UnicodeDecodeError:
+        return m.Place("", "not UTF-8")
+    return place(os.fsdecode(path), mounts)
+
+
+def place(path: str, mounts: List[m.Mount]) -> m.Place:
+    """Look at a path, and at all that is on the way to it."""
+    real = os.path.realpath(path)
+    parts = [part for part in real.split("/") if part]
+    way: List[m.Element] = []
+    for number in range(len(parts) + 1):
+        each = "/" + "/".join(parts[:number])
+        try:
+            status = os.stat(each)
+        except OSError as e:
+            return m.Place(path, state_of(e), way, mount_of(real, mounts))
+        way.append(m.Element(each, status.st_uid, status.st_gid, status.st_mode))
+    return m.Place(path, m.THERE, way, mount_of(real, mounts))
+
+
+def mount_of(path: str, mounts: List[m.Mount]) -> Optional[m.Mount]:
+    """Tell on which mount a path is."""
+    around = [mount for mount in mounts if f"{path}/".startswith(f"{mount.target.rstrip('/')}/")]
+    return max(enumerate(around), key=lambda each: (len(each[1].target), each[0]))[1] if around else None
+
+
+def find_in_path(name: str, path: List[str]) -> Optional[str]:
+    """Find a program by PATH; None if there is none. `shutil` is not in Debian's python3-minimal."""
+    paths = [os.path.join(directory or ".", name) for directory in path]
+    there = [each for each in paths if os.path.isfile(each)]
+    return next((each for each in there if os.access(each, os.X_OK)), there[0] if there else None)
+
+
+def find_on_windows(name: str, conf: m.Conf, mounts: List[m.Mount]) -> Optional[str]:
+    """Find a program where Windows has it; None if there is none. Drives are where automount.root says."""
+    root = next((each.value for each in conf.settings if each.name == "automount.root"), "/mnt/")
+    drives = [mount.target for mount in mounts if "aname=drvfs" in ";".join(mount.options) or mount.kind == "drvfs"]
+    drives += glob.glob(os.path.join(glob.escape(root), "*", ""))
+    names = [name] if name.lower().endswith(".exe") else [name, f"{name}.exe"]
+    for drive in dict.fromkeys(drive.rstrip("/") for drive in drives):
+        for folder in FOLDERS:
+            for each in names:
+                found = sorted(glob.glob(os.path.join(glob.escape(drive), folder, glob.escape(each))))
+                if found:
+                    return found[0]
+    return None
+
+
+def find(asked: str, conf: m.Conf, session: m.Session, mounts: List[m.Mount]) -> Optional[str]:
+    """Find a program by its path, by PATH, or where Windows has it."""
+    if "/" in asked:
+        return asked
+    return find_in_path(asked, session.path) or find_on_windows(asked, conf, mounts)
+
+
+def read_program(asked: str, conf: m.Conf, session: m.Session, mounts: List[m.Mount]) -> m.Program:
+    """Look at the file that is asked about; its place is GONE if there is none."""
+    in_path = asked if "/" in asked else find_in_path(asked, session.path)
+    path = find(asked, conf, session, mounts)
+    if path is None:
+        return m.Program(asked, m.Place(asked, m.GONE))
+    found = m.Program(asked, place(path, mounts), is_in_path=in_path is not None)
+    try:
+        status = os.stat(path)
+    except OSError as e:
+        # A link of Windows' has a target that Linux does not understand.
+        is_alias = os.path.islink(path) and "/Microsoft/WindowsApps/" in path
+        return found._replace(start="", place=found.place._replace(state=m.THERE if is_alias else state_of(e)))
+    kind = "file" if stat.S_ISREG(status.st_mode) else "directory" if stat.S_ISDIR(status.st_mode) else "other"
+    found = found._replace(
+        kind=kind,
+        size=status.st_size,
+        may_execute=os.access(path, os.X_OK),
+        is_noexec=bool(os.statvfs(path).f_flag & os.ST_NOEXEC),
+    )
+    return _read_start(found, path) if kind == "file" else found
+
+
+def _read_start(found: m.Program, path: str) -> m.Program:
+    """Read how a file begins, and what it names to run it."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(START_MAX)
+    except OSError:
+        return found._replace(start="" if "/Microsoft/WindowsApps/" in path else None)
+    interpreter = _loader(start) if start.startswith(b"\x7fELF") else ""
+    if start.startswith(b"#!"):
+        line = start[2:INTERPRETER_MAX].partition(b"\n")[0].strip(b" \t")
+        interpreter = os.fsdecode(re.split(rb"[ \t]", line, maxsplit=1)[0])
+    return found._replace(
+        start=start[:256].hex(),
+        interpreter=interpreter,
+        interpreter_state=state(interpreter) if interpreter else m.THERE,
+    )
+
+
+def _loader(start: bytes) -> str:
+    """Read which loader an ELF file names, elf(5); "" if none, or not in its beginning."""
+    is_64, order = start[4:5] == b"\2", "big" if start[5:6] == b"\2" else "little"
+
+    def number(at: int, size: int) -> int:
+        return int.from_bytes(start[at : at + size], order)  # type: ignore[arg-type]
+
+    table_at = number(32, 8) if is_64 else number(28, 4)
+    size, count = number(54 if is_64 else 42, 2), number(56 if is_64 else 44, 2)
+    for at in range(table_at, table_at + min(count, 64) * size, size or 1):
+        if number(at, 4) == PT_INTERP:
+            offset = number(at + 8, 8) if is_64 else number(at + 4, 4)
+            length = number(at + 32, 8) if is_64 else number(at + 16, 4)
+            return os.fsdecode(start[offset : offset + length].partition(b"\0")[0])
+    return ""

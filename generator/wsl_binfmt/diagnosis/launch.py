@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: MIT
+"""Starting a program, and what is to be concluded of what then happens."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import subprocess
+from typing import List, NamedTuple, Optional
+
+from wsl_binfmt.diagnosis import about_session, bounded, subject
+from wsl_binfmt.diagnosis import machine as m
+
+# /init waits for ten seconds until Windows calls back.
+LAUNCH_MAX = 15.0  # seconds
+SAID_MAX = 20  # lines
+WARNING = "Failed to translate"  # of /init's, of a path that Windows does not have
+# How /init's own errors begin, on all versions of WSL.
+INIT_ERROR = re.compile(r"<3>(?:WSL|init:) \(\d+[^)]*\) ERROR: ")
+# What Windows says of a program that it did not start comes without a prefix.
+WINDOWS_ERRORS = {
+    "Invalid argument": "Windows could not start it: the file is no program for this Windows, or Windows may not open "
+    "it or the current directory. Windows opens both as the distro's default user; try `cd /`.",
+    "Permission denied": "Windows refused to start it: a policy such as AppLocker forbids it, it needs an elevated "
+    "terminal, or the distro's default user may not read it.",
+    "No such file or directory": "Windows does not find it by the path that /init gave it.",
+    "Exec format error": "It is no program for this Windows.",
+    "Input/output error": "Windows could not read it, or the current directory.",
+}
+ERRORS = frozenset(map(os.strerror, errno.errorcode))
+# What /init's own errors mean, by a pattern.
+MEANINGS = {
+    "accept4 failed 110": "Windows did not call back within ten seconds. Interop is off outside of this distro (by a "
+    "policy, or by flags of the distro in the registry), or was off in /etc/wsl.conf when this distro started, or "
+    "hv_sock is broken. Run `wsl.exe --shutdown` on Windows, and try again.",
+    "[Vv]sock|socket failed": "/init could not make the connection by which Windows calls back (hv_sock). A sandbox or "
+    "a container may forbid it. If it fails everywhere, run `wsl.exe --shutdown` on Windows.",
+    "UtilConnectUnix|ConnectToInteropServer|connect failed": "Nothing listens at the socket that /init took: the "
+    "terminal that it belongs to was closed. Open a new terminal, or set WSL_INTEROP to another socket in /run/WSL.",
+    "current[_ ]path|getcwd|chdir": "/init could not use the current directory: it was removed, or may not be entered. "
+    "Run `cd` and try again.",
+    "getpwuid|getpwnam|getgr": "/init does not find the user in /etc/passwd. Mend that file, or be another user.",
+    "[Tt]ranslate": "/init could not make a Windows path of the current directory, of PATH or of the program.",
+}
+OTHERWISE = "This is an error of WSL's /init; the number at its end is that of errno(3)."
+
+
+class Outcome(NamedTuple):
+    """What came of a launch."""
+
+    program: str
+    started: Optional[bool]  # None: could not tell
+    layer: str  # which one failed: "file", "table", "interpreter", "windows"; "" if none
+    detail: str
+    meaning: str = ""  # what that means, and what to do
+
+
+def run(path: str, arguments: List[str], *, is_ours: bool) -> m.Launch:
+    """Start a program. It is ended after LAUNCH_MAX."""
+    result = m.Launch(path, is_ours)
+    try:
+        process = subprocess.Popen(
+            [path, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except OSError as e:
+        return result._replace(errno=e.errno or errno.EIO)
+    try:
+        said, _ = process.communicate(timeout=LAUNCH_MAX)
+        status: Optional[int] = process.returncode
+    except subprocess.TimeoutExpired:
+        status = None
+        said = bounded.end(process)
+    lines = [line for line in bounded.text(said).split("\n") if _may_be_of_init(path, line)]
+    return result._replace(status=status, said=lines[-SAID_MAX:])
+
+
+def _may_be_of_init(path: str, line: str) -> bool:
+    """Whether a line is one of /init's or of Windows, rather than one of the program's, which is not recorded."""
+    return bool(INIT_ERROR.search(line)) or _error_of_windows(path, line) != ""
+
+
+def _error_of_windows(path: str, line: str) -> str:
+    """Tell the error in PATH: ERROR; "" if a line is something else."""
+    where, _, error = line.strip().rpartition(": ")
+    is_of_windows = os.path.basename(where) == os.path.basename(path) and error in ERRORS
+    return error if is_of_windows else ""
+
+
+def outcome(machine: m.Machine) -> Optional[Outcome]:
+    """Tell what came of the launch of a machine; None if there was none."""
+    launched = machine.launch
+    if launched is None:
+        return None
+    path = launched.program
+    if launched.is_there is None:
+        return Outcome(path, None, "file", "its file system does not answer")
+    if not launched.is_there:
+        return Outcome(path, None, "file", "it is neither in PATH nor on a drive of Windows")
+    if launched.errno:
+        return _of_kernel(machine, launched)
+    # /init's errors end with 1, its warnings (of a directory without a Windows path) with what the program ends with.
+    errors = [line for line in launched.said if launched.is_ours or not re.search(WARNING, line)]
+    said = errors[-1].strip() if errors and launched.status in (1, None) else ""
+    if launched.status == 0:
+        return Outcome(path, True, "", "it ended with the exit status 0")
+    if said:
+        return Outcome(path, False, "windows", said, explain(path, said))
+    if launched.status is None:
+        waited = f"it has not ended after {LAUNCH_MAX:.0f} seconds"
+        if launched.is_ours:
+            return Outcome(path, False, "windows", waited, "Windows is very busy, or hangs: try another time.")
+        return Outcome(path, None, "", f"{waited}, and /init has said nothing: it seems to run")
+    ended = f"it ended with the exit status {launched.status}"
+    if launched.is_ours:
+        return Outcome(
+            path,
+            False,
+            "windows",
+            f"{ended}, and /init has said nothing",
+            "/init does so if it finds no socket, as in a service; see no-interop-socket. Try it in a new terminal.",
+        )
+    has_socket = about_session.chosen_socket(machine) is not None
+    if launched.status == 1 and not has_socket and subject.of(machine).is_for_windows:
+        return Outcome(path, None, "", f"{ended}, as /init does if it finds no socket, and as a program may")
+    return Outcome(path, True, "", ended)
+
+
+def _of_kernel(machine: m.Machine, launched: m.Launch) -> Outcome:
+    """Tell which layer the kernel's error is about."""
+    text = os.strerror(launched.errno)
+    if launched.errno == errno.ENOEXEC:
+        return Outcome(launched.program, False, "table", f"the kernel has no entry for it ({text})")
+    if launched.errno in (errno.ENOENT, errno.ELIBBAD):
+        return Outcome(launched.program, False, "interpreter", f"the interpreter of its entry is not there ({text})")
+    handler = subject.of(machine).handler
+    if handler and launched.errno == errno.EACCES and machine.program and machine.program.may_execute:
+        return Outcome(launched.program, False, "interpreter", f"{handler.interpreter} may not be executed ({text})")
+    return Outcome(launched.program, False, "file", f"the kernel does not execute it ({text})")
+
+
+def explain(path: str, said: str) -> str:
+    """Explain a message of /init or of Windows in a sentence or two."""
+    error = _error_of_windows(path, said)
+    if error:
+        return WINDOWS_ERRORS.get(error, "Windows did not start it, and gives that as the reason.")
+    return next((meaning for pattern, meaning in MEANINGS.items() if re.search(pattern, said)), OTHERWISE)
