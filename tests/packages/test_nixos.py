@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import textwrap
 from typing import TYPE_CHECKING
@@ -41,7 +42,7 @@ substituteInPlace() {
 }
 """
 # Of other packages: what Nix writes anew in first lines, and what NixOS does not have.
-OTHERS = {"/usr/bin/python3", "/usr/sbin/update-binfmts"}
+OTHERS = {"/usr/bin/python3", "/usr/sbin/update-binfmts", "/usr/lib/binfmt-support/run-detectors"}
 
 
 def steps() -> dict[str, str]:
@@ -58,16 +59,15 @@ def steps() -> dict[str, str]:
 
 def test_its_build_steps(release: Path, tmp_path: Path) -> None:
     """What is installed has no path of a system that has /usr, but for those that Nix sees to."""
-    (tarball,) = (release / "dist").glob("wsl-binfmt-generator-*.tar.gz")
-    subprocess.run(["tar", "-x", "--strip-components=1", "-f", tarball, "-C", tmp_path], check=True)
-    build = steps()
-    out = tmp_path / "out"
+    (tree,) = (release / "build/dist").iterdir()
+    build, out = steps(), tmp_path / "out"
     script = (
         f"{STDENV}\n{build['postPatch']}\nmake --silent {build['buildFlags']}\n"
         f"make --silent install {build['installFlags']}\n{build['postInstall']}"
     ).replace('"PREFIX=$(out)"', "PREFIX=$out")
+    shutil.copytree(tree, tmp_path / "tree", symlinks=True)
     done = subprocess.run(
-        ["sh", "-ec", script], cwd=tmp_path, env={"PATH": "/usr/bin:/bin", "out": str(out)},
+        ["sh", "-ec", script], cwd=tmp_path / "tree", env={"PATH": "/usr/bin:/bin", "out": str(out)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
@@ -75,8 +75,8 @@ def test_its_build_steps(release: Path, tmp_path: Path) -> None:
     assert {"command", "watch"} <= compiled
     found: set[str] = set()
     for path in out.rglob("*"):
-        # What is in share/ names paths for people.
-        if path.is_file() and path.suffix != ".pyc" and "share" not in path.parts:
+        # What is in share/ and of the diagnosis names paths for people.
+        if path.is_file() and path.suffix != ".pyc" and not {"share", "diagnosis"}.intersection(path.parts):
             found |= set(re.findall(r"(?<![\w/}.-])/(?:usr|bin|sbin|lib)/[\w./-]+\w", path.read_text()))
-    print(found)
-    assert found == OTHERS
+    searched = {path for path in found if path.rpartition("/")[2] in ("binfmt.d", "system")}
+    assert found - searched == OTHERS
