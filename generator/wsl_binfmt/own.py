@@ -140,10 +140,10 @@ class OwnEntries:
             self._invocations[service] = invocation
             if invocation:
                 self._stopped.pop(service, None)
+                self._ended.discard(service)
             elif before:
                 self._stopped[service] = now
             if reloaded or (invocation != before and invocation):
-                self._ended.discard(service)
                 self._read_rules()
                 mine = [(name, own) for name, own in self._own.items() if own[0] == service]
                 old = [name for name, own in mine if own not in self._known.get(name, [])]
