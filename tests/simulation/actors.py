@@ -118,7 +118,6 @@ def start(simulation: Simulation, distro: Distro, service: str) -> Step:
 
 def stop(simulation: Simulation, distro: Distro, service: str) -> Step:
     """Stop a service."""
-    distro.failed.discard(service)
     if is_active(distro, service):
         if not distro.protected and distro.generation != "2.6":
             if service == rules.SYSTEMD_BINFMT:
