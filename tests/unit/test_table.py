@@ -100,8 +100,7 @@ def test_is_as_registered(old: bytes, new: bytes, expected: bool) -> None:
     ("name", "expected"),
     [
         ("WSLInterop", True),
-        (interop.stand_in(), True),
-        ("WSLInterop-held-by-1", True),
+        ("WSLInterop-temporary", True),
         ("WSLInterop-late", False),
         ("wslinterop", False),
         ("WSLInterop ", False),
@@ -110,7 +109,7 @@ def test_is_as_registered(old: bytes, new: bytes, expected: bool) -> None:
     ],
 )
 def test_is_ours(name: str, expected: bool) -> None:
-    """WSL's entry and the stand-ins; WSLInterop-late is WSL's own affair."""
+    """WSLInterop and the temporary entry; WSLInterop-late is WSL's own affair."""
     assert interop.is_ours(name) is expected
 
 
