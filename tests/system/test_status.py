@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""`wsl-binfmt status` names what is wrong, and only that: each state is really made, on a real systemd."""
+"""`wsl-binfmt status` names what is wrong, and only that, and its fixes work: each state is made on a real systemd."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 import bed
-from checks import eventually, quiet, right
+from checks import eventually, foreign_program, quiet, right
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -22,9 +23,13 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.system
 
 SERVICE = "systemd-binfmt.service"
+WATCH = "wsl-binfmt-watch.service"
+GUARD = "proc-sys-fs-binfmt_misc-status.mount"
 ENTRY = f"{bed.TABLE}/WSLInterop"
 USERS = {"root": [], "a user": ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]}
 WORKS, FAILS, USAGE, ELSEWHERE, UNKNOWN = range(5)
+# For the fixes, which root runs here.
+SUDO = {"/usr/local/bin/sudo": '#!/bin/sh\nexec "$@"\n'}
 
 
 class Answer(NamedTuple):
@@ -45,22 +50,30 @@ class Answer(NamedTuple):
 
 
 def run(distro: Distro, *args: str, user: str = "root", around: str = '"$@"') -> tuple[int, str]:
-    """Run the command; returns its exit status, and what it said.
+    """Run a command; returns its exit status, and what it said.
 
     around: a shell script that runs "$@"; as root if it begins with "# root".
     """
     outside, inside = ([], USERS[user]) if around.startswith("# root") else (USERS[user], [])
     script = f"{around}; echo exit $?"
-    said = distro.run(*outside, "sh", "-c", script, "sh", *inside, "wsl-binfmt", *args)
+    said = distro.run(*outside, "sh", "-c", script, "sh", *inside, *args)
     text, _, code = said.rstrip("\n").rpartition("exit ")
     assert "Traceback" not in text
     return int(code), text
 
 
-def ask(distro: Distro, *args: str, user: str = "root", around: str = '"$@"') -> Answer:
+def status(distro: Distro, *args: str, user: str = "root", around: str = '"$@"') -> Answer:
     """Ask for the status; as run()."""
-    code, text = run(distro, "status", "--json", *args, user=user, around=around)
-    return Answer(code, json.loads(text[text.index("{") :]))
+    code, text = run(distro, "wsl-binfmt", "status", "--json", *args, user=user, around=around)
+    return Answer(code, json.loads(text[text.index("{\n") :]))
+
+
+def apply(distro: Distro, fix: str, args: tuple[str, ...], *, user: str, around: str) -> Answer:
+    """Run a fix in the shell that has asked, and ask again."""
+    command = f"{{ {fix}\n}} >/dev/null || echo FIX FAILED\nwsl-binfmt status --json {shlex.join(args)}"
+    code, text = run(distro, "sh", "-c", command, user=user, around=around)
+    assert "FIX FAILED" not in text, text
+    return Answer(code, json.loads(text[text.index("{\n") :]))
 
 
 class Case(NamedTuple):
@@ -74,6 +87,10 @@ class Case(NamedTuple):
     make: Make = lambda _vm, _distro: None
     around: str = '"$@"'  # as of run()
     args: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()  # ids of what is wrong as well
+    after: tuple[str, ...] = ()  # ids of what is there when it is settled
+    has_fix: bool = True  # whether a command settles it here
+    generation: str = "none"
 
 
 def shell(script: str) -> Make:
@@ -81,16 +98,19 @@ def shell(script: str) -> Make:
     return lambda _vm, distro: distro.shell(script)
 
 
+STOP = f"systemctl kill --signal=STOP {WATCH}"
+
+
 def unwatched(script: str) -> Make:
     """Run a script in the distro while the watch hangs, which would undo what the script does."""
-    return shell(f"systemctl kill --signal=STOP wsl-binfmt.service; {script}")
+    return shell(f"{STOP}; {script}")
 
 
 def anew(rule: str) -> Make:
     """Register WSLInterop by another rule."""
 
     def make(vm: Vm, distro: Distro) -> None:
-        distro.systemctl("kill", "--signal=STOP", "wsl-binfmt.service")
+        distro.shell(STOP)
         vm.write("WSLInterop", "-1")
         vm.register(rule)
 
@@ -102,10 +122,15 @@ def back(vm: Vm, _distro: Distro) -> None:
     vm.register(bed.WSL_INTEROP)
 
 
-def reload_is_due(vm: Vm, distro: Distro) -> None:
-    """Switch it on in /etc/wsl.conf, and have nobody reload."""
-    distro.path(WSL_CONF).unlink()
-    back(vm, distro)
+def register(rule: str, *, watched: bool = False) -> Make:
+    """Register one more entry."""
+
+    def make(vm: Vm, distro: Distro) -> None:
+        if not watched:
+            distro.shell(STOP)
+        vm.register(rule)
+
+    return make
 
 
 def wine_again(vm: Vm, distro: Distro) -> None:
@@ -114,21 +139,31 @@ def wine_again(vm: Vm, distro: Distro) -> None:
     vm.register(":wine:M::MZ::/bin/true:")
 
 
-def register(rule: str, *, watched: bool = False) -> Make:
-    """Register one more entry."""
+def reload_is_due(vm: Vm, distro: Distro) -> None:
+    """Switch it on in /etc/wsl.conf, and do not reload systemd."""
+    distro.path(WSL_CONF).unlink()
+    back(vm, distro)
 
-    def make(vm: Vm, distro: Distro) -> None:
-        if not watched:
-            distro.systemctl("kill", "--signal=STOP", "wsl-binfmt.service")
-        vm.register(rule)
 
-    return make
+def generator_had_failed(vm: Vm, distro: Distro) -> None:
+    """Let a generator that is run now do its work."""
+    back(vm, distro)
+    distro.path("/etc/systemd/system-generators/a").unlink()
+
+
+def foreign(script: str = "true") -> Make:
+    """Put a program for another processor there, and run a script."""
+    return lambda _vm, distro: (foreign_program(distro), distro.shell(script))
 
 
 WSL_CONF = "/etc/wsl.conf"
 DROP_IN = f"/etc/systemd/system/{SERVICE}.d/zz.conf"
+UBUNTUS = f"/usr/lib/systemd/system/{SERVICE}.d/wsl.conf"
+SKIP = "[Unit]\nConditionVirtualization=!wsl\n"
 RULE = {"/etc/binfmt.d/x.conf": ":x:M::xx::/bin/true:\n"}
 WINE = "wine\nmagic\n0\nMZ\n\n/bin/true\n\n\n\n\n"
+MASKED = {"/etc/systemd/system-generators/wsl-binfmt-generator": "-> /dev/null"}
+PENDING = ("settings-pending",)
 # As another generator may have left it; it is faster than a Python program.
 IN_THE_WAY = f"""#!/bin/sh
 >"$1/sysinit.target.wants"; >"$1/{SERVICE}.d"; >"$1/binfmt-support.service.d"
@@ -143,27 +178,50 @@ os.set_inheritable(r, True)
 os.execvp("sleep", ["sleep", "60"])
 """
 PREPARE_STUCK = f"""
-cat >/run/stuck.py <<'EOF'
+cat >/run/stuck.py <<'END'
 {STUCK}
-EOF
+END
 setsid python3 /run/stuck.py >/run/stuck.out 2>&1 &
 until grep -q mounted /run/stuck.out; do sleep 0.01; done
 """
+HIDDEN = """# root
+unshare --mount sh -c 'mount -t proc proc /proc && exec "$@"' sh "$@" """
+NO_SYSTEMD = """# root
+unshare --mount sh -c 'mount -t tmpfs tmpfs /run/systemd && exec "$@"' sh "$@" """
+WSL_KERNEL = {"kernel": "6.6.87.2-microsoft-standard-WSL2"}
+DEFAULT_USER = {"/etc/passwd": "root:x:0:0::/root:/bin/sh\nme:x:1000:1000::/:/bin/sh\nyou:x:65534:65534::/:/bin/sh\n"}
 CASES = [
-    Case("not-wsl", ELSEWHERE, options={"environment": {}}),
-    Case("wsl1", ELSEWHERE, options={"environment": {}, "kernel": "4.4.0-19041-Microsoft"}),
-    Case("container", ELSEWHERE, "docker", options={"environment": {"container": "docker"}}),
+    Case("not-wsl", ELSEWHERE, options={"environment": {}}, has_fix=False),
+    Case("wsl1", ELSEWHERE, options={"environment": {}, "kernel": "4.4.0-19041-Microsoft"}, has_fix=False),
+    Case("container", ELSEWHERE, "docker", options={"environment": {"container": "docker"}}, has_fix=False),
     Case(
         "no-systemd",
-        options={"kernel": "6.6.87.2-microsoft-standard-WSL2"},
-        around="""# root
-        unshare --mount sh -c 'mount -t tmpfs tmpfs /run/systemd && exec "$@"' sh "$@" """,
+        evidence="has no systemd=true",
+        options=WSL_KERNEL,
+        around=NO_SYSTEMD,
+        after=("no-systemd", *PENDING),
     ),
-    Case("other-user-namespace", UNKNOWN, around='unshare --user --map-root-user "$@"'),
-    Case("table-not-mounted", UNKNOWN, make=shell(f"umount -l {bed.TABLE}/status; umount -l {bed.TABLE}")),
+    Case(
+        "no-systemd",
+        evidence="systemd=false",
+        files={WSL_CONF: "[boot]\nsystemd=false\n"},
+        options=WSL_KERNEL,
+        around=NO_SYSTEMD,
+        after=("no-systemd", *PENDING),
+    ),
+    Case("other-user-namespace", UNKNOWN, around='unshare --user --map-root-user "$@"', has_fix=False),
+    Case(
+        "table-not-mounted",
+        UNKNOWN,
+        make=shell(f"umount -l {bed.TABLE}/status; umount -l {bed.TABLE}"),
+        after=("guard-inactive",),
+    ),
+    Case("table-hidden", UNKNOWN, around=HIDDEN),
+    Case("autofs-stuck", UNKNOWN, make=shell(PREPARE_STUCK)),
     Case("not-registered", FAILS, make=unwatched(f"echo -1 >{ENTRY}")),
     Case("disabled-by-hand", FAILS, ENTRY, make=shell(f"echo 0 >{ENTRY}")),
     Case("foreign-interpreter", FAILS, "/bin/true", make=anew(":WSLInterop:M::MZ::/bin/true:")),
+    Case("wrong-flags", FAILS, make=anew(":WSLInterop:M::MZ::/init:F")),
     Case("missing-fix-binary", make=anew(":WSLInterop:M::MZ::/init:P")),
     Case("shadowed", FAILS, "/bin/true", make=register(":wine:M::MZ::/bin/true:")),
     Case(
@@ -178,52 +236,92 @@ CASES = [
     ),
     Case("shadowed", FAILS, "a detector for each", make=register(":cli:M::MZ::/usr/lib/binfmt-support/run-detectors:")),
     Case("shadowed", FAILS, "/bin/true", make=register(":dotnet:E::exe::/bin/true:")),
-    Case("stale-stand-in", make=register(":WSLInterop-held-by-7:M::MZ::/init:FP")),
-    Case("second-name", make=register(":WSLInterop-late:M::MZ::/init:FP", watched=True)),
-    Case("interop-off", ELSEWHERE, f"{WSL_CONF}:2", {WSL_CONF: "[interop]\nenabled=false\n"}),
+    Case("temporary-entry-left", make=register(":WSLInterop-temporary:M::MZ::/init:FP")),
+    Case("second-name", make=register(":winexe:M::MZ::/init:FP", watched=True)),
+    Case("interop-off", ELSEWHERE, f"{WSL_CONF}:2", {WSL_CONF: "[interop]\nenabled=false\n"}, after=PENDING),
     Case(
         "protection-off",
         evidence=f"{WSL_CONF}:3",
         files={WSL_CONF: "# off\n[boot]\nprotectBinfmt = false\n"},
         make=back,
+        after=PENDING,
+    ),
+    Case(
+        "settings-pending",
+        evidence="will not start",
+        make=shell(f"printf '[interop]\\nenabled=false\\n' >{WSL_CONF}; touch -d '+5 seconds' {WSL_CONF}"),
+        has_fix=False,
     ),
     Case(
         "config-error",
         evidence=f"{WSL_CONF}:5: user.default is ignored",
         files={WSL_CONF: "[boot]\nsystemd=true\nnonsense\n[user]\ndefault=me\n"},
+        after=PENDING,
     ),
     Case(
-        "config-unused", evidence="boot.protectbinfmt may be meant", files={WSL_CONF: "[boot]\nprotectBinfmts=false\n"}
+        "config-unused",
+        evidence="boot.protectbinfmt may be meant",
+        files={WSL_CONF: "[boot]\nprotectBinfmts=true\n"},
+        after=PENDING,
     ),
-    Case("config-unused", evidence=".wslconfig", files={WSL_CONF: "[wsl2]\nmemory=4GB\n"}),
-    Case("config-unused", evidence="neither true nor false", files={WSL_CONF: "[boot]\nsystemd=yes\n"}),
+    Case("config-unused", evidence=".wslconfig", files={WSL_CONF: "[wsl2]\nmemory=4GB\n"}, after=PENDING),
+    Case(
+        "config-unused",
+        evidence="neither true nor false",
+        files={WSL_CONF: "[boot]\nsystemd=yes\n"},
+        after=PENDING,
+    ),
     Case("reload-needed", files={WSL_CONF: "[boot]\nprotectBinfmt=false\n"}, make=reload_is_due),
-    Case("generator-masked", files={"/etc/systemd/system-generators/wsl-binfmt-generator": "-> /dev/null"}, make=back),
+    Case("generator-masked", files=MASKED, make=back),
     Case(
         "generator-missing-output",
-        evidence="wsl-binfmt-generator",
         files={"/etc/systemd/system-generators/a": IN_THE_WAY, WSL_CONF: "#\n"},
-        make=back,
+        make=generator_had_failed,
     ),
-    Case("unit-masked", evidence="wsl-binfmt.service", make=shell("systemctl mask --now wsl-binfmt.service")),
-    Case(
-        "unit-masked", evidence="status.mount", make=shell("systemctl mask --now proc-sys-fs-binfmt_misc-status.mount")
-    ),
+    Case("unit-masked", evidence=WATCH, make=shell(f"systemctl mask --now {WATCH}")),
+    Case("unit-masked", evidence=GUARD, make=shell(f"systemctl mask --now {GUARD}")),
     Case("unit-masked", evidence=SERVICE, make=shell(f"systemctl mask --now {SERVICE}")),
-    Case("unit-skipped", evidence=DROP_IN, files={**RULE, DROP_IN: "[Unit]\nConditionVirtualization=!wsl\n"}),
+    Case("unit-skipped", evidence=DROP_IN, files={**RULE, DROP_IN: SKIP}),
+    Case("unit-skipped", evidence=UBUNTUS, files={**RULE, UBUNTUS: SKIP}),
     Case("unit-failed", evidence="/etc/binfmt.d/bad.conf:2", files={"/etc/binfmt.d/bad.conf": "#\n:bad:M::\n"}),
-    Case("override-in-the-way", evidence=DROP_IN, files={**RULE, DROP_IN: "[Service]\nExecStartPost=\n"}),
+    Case("unit-failed", evidence="/usr/lib/binfmt.d/bad.conf:2", files={"/usr/lib/binfmt.d/bad.conf": "#\n:bad:M::\n"}),
+    Case(
+        "unit-failed",
+        evidence="read-only, by WSL's lock",
+        files={**RULE, **MASKED},
+        also=("generator-masked",),
+        generation="3.0",
+    ),
+    Case("override-in-the-way", evidence=DROP_IN, files={**RULE, DROP_IN: "[Service]\nBindPaths=\n"}),
     Case(
         "override-in-the-way", evidence="50-wsl", files={f"/etc/systemd/system/{SERVICE}.d/50-wsl-binfmt.conf": "#\n"}
     ),
-    Case("guard-inactive", make=shell("systemctl stop proc-sys-fs-binfmt_misc-status.mount")),
-    Case("watch-inactive", make=shell("systemctl stop wsl-binfmt.service")),
+    Case("guard-inactive", make=shell(f"systemctl stop {GUARD}")),
+    Case("watch-inactive", make=shell(f"systemctl stop {WATCH}")),
+    Case(
+        "watch-inactive",
+        evidence="not of this package",
+        files={f"/etc/systemd/system/{WATCH}": "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=true\n"},
+    ),
     Case(
         "rule-redefines-wslinterop",
         evidence="/etc/binfmt.d/w.conf:1",
-        files={"/etc/binfmt.d/w.conf": ":WSLInterop:M::MZ::/bin/true:\n"},
+        files={"/etc/binfmt.d/w.conf": ":WSLInterop:M::MZ::/init:FP\n"},
     ),
-    Case("exe-not-executable", FAILS, "-rw-", args=("/tmp/x.exe",), make=shell("printf MZ >/tmp/x.exe")),
+    Case(
+        "drop-in-set-aside",
+        evidence=DROP_IN,
+        files={DROP_IN: f"[Service]\nExecStartPost=/bin/sh -c 'echo {bed.WSL_INTEROP} >{bed.TABLE}/register'\n"},
+        has_fix=False,
+    ),
+    # What depends on the file.
+    Case(
+        "exe-not-executable",
+        FAILS,
+        "-rw-",
+        args=("/tmp/x.exe",),
+        make=shell("printf MZ >/tmp/x.exe; chown 65534 /tmp/x.exe"),
+    ),
     Case(
         "exe-not-executable",
         FAILS,
@@ -231,9 +329,73 @@ CASES = [
         args=("/mnt/x.exe",),
         make=shell("mount -t tmpfs -o noexec tmpfs /mnt; printf MZ >/mnt/x.exe; chmod 755 /mnt/x.exe"),
     ),
-    Case("interop-socket-dead", FAILS, "WSL_INTEROP=/run/WSL/9_interop", around='WSL_INTEROP=/run/WSL/9_interop "$@"'),
-    Case("cwd-untranslatable", around='mkdir /tmp/gone; cd /tmp/gone; rmdir /tmp/gone; "$@"'),
-    Case("autofs-stuck", UNKNOWN, make=shell(PREPARE_STUCK)),
+    Case(
+        "exe-not-for-default-user",
+        FAILS,
+        "may not enter /srv/closed",
+        files=DEFAULT_USER,
+        args=("/srv/closed/x.exe",),
+        make=shell("mkdir -p /srv/closed; cd /srv/closed; printf MZ >x.exe; chmod 700 . x.exe; chown 65534 . x.exe"),
+        has_fix=False,
+    ),
+    Case(
+        "not-in-path",
+        FAILS,
+        "/mnt/c/Windows/explorer.exe",
+        args=("explorer.exe",),
+        make=shell("mkdir -p /mnt/c/Windows; printf MZ >/mnt/c/Windows/explorer.exe; chmod 755 /mnt/c/Windows/*"),
+    ),
+    Case(
+        "rule-not-registered",
+        FAILS,
+        "was skipped, by",
+        files={UBUNTUS: SKIP},
+        make=foreign(),
+        args=("/tmp/foreign",),
+        also=("unit-skipped",),
+    ),
+    Case("entry-disabled", FAILS, make=foreign(f"echo 0 >{bed.TABLE}/qemu-aarch64"), args=("/tmp/foreign",)),
+    Case(
+        "nothing-runs-it",
+        FAILS,
+        "aarch64",
+        options={"emulators": 0},
+        make=foreign(),
+        args=("/tmp/foreign",),
+        has_fix=False,
+    ),
+    Case(
+        "interpreter-missing",
+        FAILS,
+        "/nowhere",
+        args=("/tmp/x",),
+        make=shell("echo '#!/nowhere' >/tmp/x; chmod 755 /tmp/x"),
+        has_fix=False,
+    ),
+    Case(
+        "interpreter-missing",
+        FAILS,
+        "as on Windows",
+        args=("/tmp/d/x",),
+        make=shell("mkdir -m 777 /tmp/d; cd /tmp/d; printf '#!/bin/sh\\r\\n' >x; chmod 777 x; chown 65534 x"),
+    ),
+    # What depends on the session.
+    Case(
+        "interop-socket-dead",
+        FAILS,
+        "WSL_INTEROP=/run/WSL/9_interop",
+        around='WSL_INTEROP=/run/WSL/9_interop "$@"',
+        has_fix=False,
+    ),
+    Case("cwd-untranslatable", FAILS, around='mkdir -p /tmp/gone; cd /tmp/gone; rmdir /tmp/gone; "$@"'),
+    Case(
+        "cwd-not-for-default-user",
+        FAILS,
+        "may not enter /srv/closed",
+        files=DEFAULT_USER,
+        make=shell("mkdir -p /srv/closed/below; chmod 700 /srv/closed; chown 65534 /srv/closed /srv/closed/below"),
+        around='cd /srv/closed/below; "$@"',
+    ),
 ]
 
 
@@ -242,24 +404,27 @@ def case_name(case: Case) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=case_name)
-def test_it_names_what_is_wrong(case: Case, vm: Vm, boot: Boot) -> None:
-    distro = boot(vm, files=case.files, **case.options)
-    case.make(vm, distro)
-    for user in USERS:
-        answer = ask(distro, *case.args, user=user, around=case.around)
-        assert answer.ids == [case.id], user
-        assert answer.code == case.code, user
-        assert (
-            answer.said["works"]
-            is {WORKS: True, FAILS: False, UNKNOWN: None, ELSEWHERE: answer.said["works"]}[case.code]
-        )
-        assert case.evidence in answer.evidence
-        assert "\033" not in run(distro, *case.args, user=user, around=case.around)[1]
-    if case.id in ("not-registered", "foreign-interpreter", "shadowed", "missing-fix-binary", "stale-stand-in"):
-        # What it says that settles it does so.
-        assert answer.said["problems"][0]["fix"] == "sudo wsl-binfmt restore"
-        assert "restored" in run(distro, "restore")[1] or case.id == "stale-stand-in"
-        assert ask(distro).ids == []
+def test_it_names_what_is_wrong(case: Case) -> None:
+    """To a user and to root; what settles it does so, for each who may do it."""
+    with bed.Vm(case.generation) as vm, vm.distro(files={**SUDO, **case.files}, **case.options) as distro:
+        distro.shell("chmod +x /usr/local/bin/sudo")
+        case.make(vm, distro)
+        for user in USERS:
+            answer = status(distro, *case.args, user=user, around=case.around)
+            assert set(answer.ids) == {case.id, *case.also}, user
+            assert answer.code == case.code, user
+            expected = {WORKS: True, FAILS: False, UNKNOWN: None, ELSEWHERE: answer.said["works"]}
+            assert answer.said["works"] is expected[case.code]
+            assert case.evidence in answer.evidence
+            assert "\033" not in run(distro, "wsl-binfmt", "status", *case.args, user=user, around=case.around)[1]
+        (problem,) = (each for each in answer.said["problems"] if each["id"] == case.id)
+        fix = problem["fix"] or ""
+        assert bool(fix) is case.has_fix, problem
+        # What needs no root, root need not do: it is the user's shell, or the user's file.
+        user = "root" if "sudo " in fix else "a user"
+        if fix:
+            after = apply(distro, fix, case.args, user=user, around=case.around)
+            assert set(after.ids) == set(case.after), after.said["problems"]
 
 
 @pytest.mark.parametrize("user", USERS)
@@ -267,7 +432,7 @@ def test_a_healthy_distro(any_vm: Vm, boot: Boot, user: str) -> None:
     """Whatever WSL has of its own there."""
     distro = boot(any_vm, files=RULE)
     eventually(lambda: right(any_vm) and quiet(distro))
-    answer = ask(distro, "--fail-on=warning", user=user)
+    answer = status(distro, "--fail-on=warning", user=user)
     assert (answer.ids, answer.code, answer.said["works"]) == ([], WORKS, True)
     assert answer.said["handler"]["interpreter"] == "/init"
     assert answer.said["protection"]["watch"]["active"]
@@ -277,10 +442,25 @@ def test_a_healthy_distro(any_vm: Vm, boot: Boot, user: str) -> None:
     assert bool(answer.said["not_checked"]) == (user != "root")
 
 
+@pytest.mark.parametrize("files", [bed.OWN_UNIT, bed.DANGLING_UNIT, bed.APE], ids=["own unit", "dangling unit", "APE"])
+def test_what_people_have(vm: Vm, boot: Boot, files: Mapping[str, str]) -> None:
+    """It is no problem."""
+    distro = boot(vm, files={**RULE, **files})
+    eventually(lambda: right(vm) and quiet(distro))
+    answer = status(distro, "--fail-on=warning")
+    assert (answer.ids, answer.code) == ([], WORKS)
+    if files is bed.APE:
+        distro.shell("chmod +x /usr/bin/ape")
+        program = distro.windows_program("/tmp/x.llamafile", bed.APE_MAGIC)
+        answer = status(distro, program)
+        assert answer.said["handler"]
+        assert (answer.code, answer.said["handler"]["entry"]) == (WORKS, "APE")
+
+
 @pytest.mark.parametrize("user", USERS)
 def test_a_read_only_table(read_only_vm: Vm, boot: Boot, user: str) -> None:
     distro = boot(read_only_vm, files=RULE)
-    answer = ask(distro, "--fail-on=warning", user=user)
+    answer = status(distro, "--fail-on=warning", user=user)
     assert (answer.ids, answer.code) == (["table-read-only"], WORKS)
 
 
@@ -289,73 +469,160 @@ def test_a_table_that_is_switched_off(vm: Vm, boot: Boot) -> None:
     distro = boot(vm)
     vm.write("status", "0")
     try:
-        answer = ask(distro)
+        answer = status(distro)
         assert (answer.ids, answer.code) == (["table-disabled"], FAILS)
-        answer = ask(distro, user="a user")
+        answer = status(distro, user="a user")
         assert answer.ids == []
-        assert "switched off" in answer.said["not_checked"][0]
-        assert "would be switched on" in run(distro, "restore", "--dry-run")[1]
-        assert ask(distro).ids == ["table-disabled"]
-        assert "switched on" in run(distro, "restore")[1]
-        assert ask(distro).ids == []
+        assert any("switched off" in each for each in answer.said["not_checked"])
+        assert "would be switched on" in distro.run("wsl-binfmt", "restore", "--dry-run")
+        assert status(distro).ids == ["table-disabled"]
+        assert "switched on" in distro.run("wsl-binfmt", "restore")
+        assert status(distro).ids == []
     finally:
         vm.write("status", "1")
 
 
-def test_the_lock_of_wsl_makes_the_service_fail() -> None:
-    """Which is harmless, and said to be."""
-    with bed.Vm("3.0") as vm, vm.distro(
-        files={**RULE, "/etc/systemd/system-generators/wsl-binfmt-generator": "-> /dev/null"}
-    ) as distro:
-        for user in USERS:
-            answer = ask(distro, user=user)
-            assert answer.code == WORKS
-            assert answer.ids == ["generator-masked", "unit-failed"]
-            assert answer.said["problems"][1]["severity"] == "note"
-
-
 def test_second_name_of_wsl_itself() -> None:
-    """WSL up to 2.6.1 has WSLInterop-late, which counts only when somebody disables WSLInterop."""
-    with bed.Vm("2.6.1") as vm, vm.distro() as distro:
+    """WSL up to 2.6.1 has WSLInterop-late, which counts only when WSLInterop is disabled."""
+    with bed.Vm("2.0.9") as vm, vm.distro() as distro:
         eventually(lambda: quiet(distro))
-        assert ask(distro).ids == []
+        assert vm.entry("WSLInterop-late")
+        assert status(distro).ids == []
         distro.shell(f"echo 0 >{ENTRY}")
-        answer = ask(distro)
-        assert answer.ids == ["disabled-by-hand", "second-name"]
+        answer = status(distro)
+        assert set(answer.ids) == {"disabled-by-hand", "second-name"}
+        assert answer.said["works"]
 
 
 def test_a_launch(vm: Vm, boot: Boot) -> None:
     distro = boot(vm)
     program = distro.windows_program()
     for user in USERS:
-        answer = ask(distro, "--launch", program, user=user)
+        answer = status(distro, "--launch", program, user=user)
         assert (answer.code, answer.said["launch"]["started"]) == (WORKS, True)
-    assert "exit status 0" in run(distro, "status", "--launch", program)[1]
-    answer = ask(distro, "--launch")
+    assert "exit status 0" in distro.run("wsl-binfmt", "status", "--launch", program)
+    answer = status(distro, "--launch")
     assert (answer.code, answer.said["launch"]["layer"]) == (UNKNOWN, "file")
     distro.shell(f"mkdir -p /mnt/c/Windows/System32; cp {program} /mnt/c/Windows/System32/cmd.exe")
-    answer = ask(distro, "--launch")
+    answer = status(distro, "--launch")
     assert (answer.code, answer.said["launch"]["started"]) == (WORKS, True)
     vm.write("status", "0")
     try:
-        answer = ask(distro, "--launch", program, user="a user")
+        answer = status(distro, "--launch", program, user="a user")
         assert (answer.code, answer.said["launch"]["layer"]) == (FAILS, "table")
     finally:
         vm.write("status", "1")
     unwatched(f"echo -1 >{ENTRY}; echo :x:M::MZ::/nowhere: >{bed.TABLE}/register")(vm, distro)
-    answer = ask(distro, "--launch", program)
+    answer = status(distro, "--launch", program)
     assert (answer.code, answer.said["launch"]["layer"]) == (FAILS, "interpreter")
 
 
+def test_how_init_answers(vm: Vm, boot: Boot) -> None:
+    """A start is a start, whatever is said beside it; anything else is none, and explained."""
+    distro = boot(vm)
+    cmd = "/mnt/c/Windows/System32/cmd.exe"
+    distro.shell("mkdir -p /mnt/c/Windows/System32")
+    distro.windows_program(cmd)
+    for how, (code, _, said) in bed.INIT_ANSWERS.items():
+        distro.init_answers(how, seconds=0)
+        for args in (), (cmd,):
+            answer = status(distro, "--launch", *args)
+            launched = answer.said["launch"]
+            if code == 0:
+                assert (answer.code, launched["started"]) == (WORKS, True), how
+            elif how == "silence" and args:
+                # So does a program that ends with 1; there is no socket here to tell.
+                assert (answer.code, launched["started"]) == (UNKNOWN, None)
+            else:
+                assert (answer.code, launched["started"], launched["layer"]) == (FAILS, False, "windows"), how
+                assert launched["meaning"]
+                assert said.partition("ERROR: ")[2].strip() in launched["detail"]
+                assert answer.ids == ["launch-failed"]
+
+
+def test_a_launch_waits_longer_than_init(vm: Vm, boot: Boot) -> None:
+    """Ten seconds, and it is explained."""
+    distro = boot(vm)
+    program = distro.windows_program()
+    distro.init_answers("timeout")
+    answer = status(distro, "--launch", program)
+    assert (answer.code, answer.said["launch"]["started"]) == (FAILS, False)
+    assert "did not call back" in answer.said["launch"]["meaning"]
+
+
+def test_sockets(vm: Vm, boot: Boot) -> None:
+    """As /init takes them; what is said to settle it does so, for a user as well."""
+    distro = boot(vm)
+    program = distro.windows_program()
+
+    def launched(around: str) -> bool:
+        return "/init" in run(distro, program, user="a user", around=around)[1]
+
+    with distro.interop_socket("7_interop") as other:
+        for named in "", "/run/WSL/9_interop":
+            around = f'export WSL_INTEROP={named}; "$@"'
+            answer = status(distro, user="a user", around=around)
+            assert (answer.code, answer.ids) == (FAILS, ["no-interop-socket"])
+            assert not launched(around)
+            (problem,) = answer.said["problems"]
+            assert problem["fix"] == f"export WSL_INTEROP={other}"
+            fixed = f'{problem["fix"]}; "$@"'
+            assert launched(fixed)
+            assert status(distro, user="a user", around=fixed).ids == []
+        with distro.interop_socket():
+            around = 'export WSL_INTEROP=/run/WSL/9_interop; "$@"'
+            assert launched(around)
+            answer = status(distro, user="a user", around=around)
+            assert (answer.code, answer.ids) == (WORKS, ["interop-socket-dead"])
+        distro.write("/run/WSL/8_interop", "")
+        around = 'export WSL_INTEROP=/run/WSL/8_interop; "$@"'
+        answer = status(distro, around=around)
+        assert (answer.code, answer.ids) == (FAILS, ["interop-socket-dead"])
+        assert launched(f'{answer.said["problems"][0]["fix"]}; "$@"')
+
+
+def test_a_foreign_program(vm: Vm, boot: Boot) -> None:
+    """Which entry handles it is said, to any user."""
+    distro = boot(vm)
+    program = foreign_program(distro)
+    for user in USERS:
+        answer = status(distro, program, user=user)
+        assert (answer.code, answer.ids) == (WORKS, [])
+        assert answer.said["handler"]["entry"] == "qemu-aarch64"
+        assert answer.said["program"]["kind"] == "elf"
+    assert "starts here" in distro.run("wsl-binfmt", program)
+
+
+def test_a_report(vm: Vm, boot: Boot) -> None:
+    """It gives the answer of the machine that it is of, elsewhere, and has no name of a user or host."""
+    files = {
+        "/etc/passwd": "root:x:0:0::/root:/bin/sh\nalice:x:1000:1000::/home/alice:/bin/sh\n",
+        "/etc/hostname": "wonderland\n",
+        "/home/alice/x.exe": "MZ",
+    }
+    distro = boot(vm, files=files)
+    distro.shell("hostname wonderland")
+    unwatched(f"echo -1 >{ENTRY}")(vm, distro)
+    around = 'cd /home/alice; USER=alice HOME=/home/alice "$@"'
+    run(distro, "wsl-binfmt", "report", "--program", "./x.exe", "/tmp/report.json", around=around)
+    text = distro.path("/tmp/report.json").read_text()
+    assert "alice" not in text
+    assert "wonderland" not in text
+    other = boot(vm)
+    other.write("/tmp/report.json", text)
+    answer = status(other, "--from", "/tmp/report.json")
+    assert (answer.code, answer.ids) == (FAILS, ["exe-not-executable", "not-registered"])
+
+
 def test_names_that_would_paint_the_terminal(vm: Vm, boot: Boot) -> None:
-    """Anybody who is root in another distro chooses them."""
+    """Who is root in another distro chooses them."""
     distro = boot(vm)
     register(":wine\033[31m:M::MZ::/tmp/\033]0;x\a:")(vm, distro)
-    code, text = run(distro, "status", "-v")
+    code, text = run(distro, "wsl-binfmt", "status", "-v")
     assert code == FAILS
     assert "wine\\x1b[31m" in text
     assert not {"\033", "\a"} & set(text)
-    assert "\033" in ask(distro).said["handler"]["entry"]
+    assert "\033" in status(distro).said["handler"]["entry"]
 
 
 def test_last_repairs(vm: Vm, boot: Boot) -> None:
@@ -364,7 +631,7 @@ def test_last_repairs(vm: Vm, boot: Boot) -> None:
     distro.shell(f"echo -1 >{ENTRY}")
     eventually(lambda: right(vm))
     distro.run("journalctl", "--sync")
-    answer = ask(distro)
+    answer = status(distro)
     assert answer.said["protection"]["watch"]["repairs"] == ["WSLInterop is missing: restored"]
     assert answer.ids == []
 
@@ -375,44 +642,47 @@ def test_a_hung_systemctl(vm: Vm, boot: Boot) -> None:
     distro.shell(
         "mkdir /run/hung; printf '#!/bin/sh\\nexec sleep 100' >/run/hung/systemctl; chmod +x /run/hung/systemctl"
     )
-    answer = ask(distro, around='PATH=/run/hung:$PATH "$@"')
+    answer = status(distro, around='PATH=/run/hung:$PATH "$@"')
     assert answer.code == WORKS
     assert any("systemctl" in each for each in answer.said["not_checked"])
 
 
 @pytest.mark.parametrize(
-    "args", [["x"], ["status", "--no"], ["status", "/nowhere"], ["restore", "x"], ["status", "/etc/passwd"]]
+    "args", [["x"], ["status", "--no"], ["status", "/nowhere"], ["restore", "x"], ["/nowhere"], ["explain", "x"]]
 )
 def test_wrong_arguments(vm: Vm, boot: Boot, args: list[str]) -> None:
     distro = boot(vm)
-    distro.shell("chmod +x /etc/passwd")
-    code, text = run(distro, *args)
+    code, text = run(distro, "wsl-binfmt", *args)
     assert code == USAGE
     assert text.splitlines()[-1].startswith("wsl-binfmt")
 
 
 def test_what_a_user_may_not_read(vm: Vm, boot: Boot) -> None:
     """Is not taken for what it is by default."""
-    distro = boot(vm, files={"/etc/wsl.conf": "[user]\ndefault=me\n"})
+    distro = boot(vm, files={WSL_CONF: "[user]\ndefault=me\n"})
     program = distro.windows_program()
-    distro.shell(f"chmod 600 /etc/wsl.conf; chmod 711 {program}")
-    answer = ask(distro, user="a user")
+    distro.shell(f"chmod 600 {WSL_CONF}; chmod 711 {program}")
+    answer = status(distro, user="a user")
     assert answer.ids == []
     assert answer.said["protection"]["protect_binfmt"] is None
-    assert any("/etc/wsl.conf" in each for each in answer.said["not_checked"])
-    answer = ask(distro, program, user="a user")
+    assert any(WSL_CONF in each for each in answer.said["not_checked"])
+    answer = status(distro, program, user="a user")
     assert (answer.code, answer.said["works"]) == (UNKNOWN, None)
     distro.shell(f"chmod 600 {program}")
-    answer = ask(distro, program, user="a user")
+    answer = status(distro, program, user="a user")
     assert (answer.code, answer.ids) == (FAILS, ["exe-not-executable"])
+    distro.shell(f"mkdir -m 700 /tmp/closed; mv {program} /tmp/closed")
+    answer = status(distro, "/tmp/closed/program.exe", user="a user")
+    assert (answer.code, answer.ids) == (FAILS, ["exe-not-executable"])
+    assert "/tmp/closed" in answer.evidence
 
 
 def test_restore_where_systemd_does_not_run(vm: Vm, boot: Boot) -> None:
     """As status says there."""
-    distro = boot(vm, kernel="6.6.87.2-microsoft-standard-WSL2")
+    distro = boot(vm, **WSL_KERNEL)
     unwatched(f"echo -1 >{ENTRY}")(vm, distro)
-    around = """unshare --mount sh -c 'mount -t tmpfs tmpfs /run/systemd && exec "$@"' sh "$@" """
-    answer = ask(distro, around=around)
+    answer = status(distro, around=NO_SYSTEMD)
     assert answer.ids == ["not-registered", "no-systemd"]
-    assert run(distro, "restore", around=around) == (0, "WSLInterop is missing: restored\n")
-    assert ask(distro, around=around).ids == ["no-systemd"]
+    restored = run(distro, "wsl-binfmt", "restore", around=NO_SYSTEMD)
+    assert restored == (0, "WSLInterop is missing: restored\n")
+    assert status(distro, around=NO_SYSTEMD).ids == ["no-systemd"]

@@ -55,7 +55,6 @@ def activate(machine: m.Machine) -> str:
 
 
 def _generated(machine: m.Machine) -> List[m.Generated]:
-    # Where nothing at all is in effect, its cause is named, not each part that is missing.
     return machine.protection.generated or []
 
 
@@ -66,9 +65,9 @@ def _is_active(machine: m.Machine) -> bool:
 
 def wants(machine: m.Machine, name: str) -> bool:
     """Whether the generator has linked a unit, and would do so now."""
-    return any(each.path.endswith(f"/{name}") and each.is_wanted for each in _generated(machine)) and _is_active(
-        machine
-    )
+    # Where the link is missing, the cause of that is named.
+    links = [each for each in _generated(machine) if each.path.endswith(f"/{name}")]
+    return any(each.is_wanted and each.state == "right" for each in links)
 
 
 @problem(WARNING)
@@ -95,14 +94,17 @@ def generator_missing_output(machine: m.Machine) -> Iterator[Found]:
     Its message in the kernel log says what could not be written.
     """
     failure = _failure(machine)
-    if failure and _is_reload_due(machine) and not _is_active(machine):
+    if failure and _is_reload_due(machine):
         yield Found([failure, *_stale(machine)], activate(machine))
 
 
 def _failure(machine: m.Machine) -> str:
     """Tell what the generator said when it failed last; "" if it is not known to have failed."""
     said = [each.text for each in machine.protection.messages or [] if each.source == "wsl-binfmt-generator"]
-    return ([text for text in said if "cannot write" in text or "unexpected" in text] or [""])[-1]
+    failures = [text for text in said if "cannot write" in text or "unexpected" in text]
+    if machine.protection.has_generated:
+        return failures[-1] if failures else "it is not known here why: sudo journalctl -t wsl-binfmt-generator"
+    return failures[-1] if failures and not _is_active(machine) else ""
 
 
 @problem(WARNING)
@@ -112,7 +114,7 @@ def reload_needed(machine: m.Machine) -> Iterator[Found]:
     /etc/wsl.conf, a drop-in or this package has changed since systemd has run
     the generators, or systemd has not read what they wrote.
     """
-    if _is_reload_due(machine) and not (_failure(machine) and not _is_active(machine)):
+    if _is_reload_due(machine) and not _failure(machine):
         yield Found(_stale(machine), activate(machine))
         return
     for name in SERVICES:
@@ -123,7 +125,8 @@ def reload_needed(machine: m.Machine) -> Iterator[Found]:
 
 
 def _is_reload_due(machine: m.Machine) -> bool:
-    is_known = machine.conf.state in (m.THERE, m.GONE) and machine.protection.generated is not None
+    # What was changed since the distro has started counts from its next start on.
+    is_known = machine.conf.state in (m.THERE, m.GONE) and not is_pending(machine)
     return is_known and machine.system.has_systemd and not machine.protection.masked_by and bool(_stale(machine))
 
 
@@ -132,8 +135,7 @@ def _stale(machine: m.Machine) -> List[str]:
     stale = [
         f"{_full(each.path)} is missing or old" for each in _generated(machine) if each.state in ("missing", "old")
     ]
-    # What was switched off since the distro has started stays on until it starts again.
-    unwanted = [_full(each.path) for each in _generated(machine) if not each.is_wanted and not is_pending(machine)]
+    unwanted = [_full(each.path) for each in _generated(machine) if not each.is_wanted]
     return stale[:3] + [f"{path} would not be written now" for path in unwanted[:3]]
 
 

@@ -179,17 +179,17 @@ def top_mount(mounts: Mounts, target: str) -> Tuple[Optional[m.Mount], int]:
 
 def read_table(look: Looker, mounts: Mounts) -> m.Table:
     """Look at the table."""
-    mount, device = top_mount(mounts, table.DIRECTORY)
+    mount, is_visible = _top_of_table(look, mounts)
     seen = m.GONE
     if mount:
-        # Looking at an automount has systemd mount it, if systemd answers.
+        # Looking into an automount has systemd mount it, if systemd answers; whoever asks for it meanwhile waits, too.
         seen = look("table", _look_into, m.NO_ANSWER, 0.5 if mount.kind == "autofs" else 2.0)
-        if mount.kind == "autofs":
-            look.unknown.pop("table", None)
+        if mount.kind == "autofs" and seen == m.THERE:
             mounts = look("mounts", read_mounts, mounts)
-            mount, device = top_mount(mounts, table.DIRECTORY)
+            mount, is_visible = _top_of_table(look, mounts)
+        elif mount.kind == "autofs":
+            look.unknown.pop("table", None)
     over_status, _ = top_mount(mounts, f"{table.DIRECTORY}/status")
-    is_visible = mount is not None and look("mounts", lambda: os.stat(table.DIRECTORY).st_dev, -1) == device
     found = m.Table(mount, seen, is_visible, over_status=over_status)
     if not (mount and mount.kind == "binfmt_misc" and is_visible and seen == m.THERE):
         return found
@@ -197,6 +197,12 @@ def read_table(look: Looker, mounts: Mounts) -> m.Table:
     none_left: List[str] = []
     left = look("table", lambda: left_behind(entries or []), none_left)
     return found._replace(entries=entries, left=left, is_switched_on=_is_switched_on(look, over_status))
+
+
+def _top_of_table(look: Looker, mounts: Mounts) -> Tuple[Optional[m.Mount], bool]:
+    """Find the uppermost mount of the table, and whether that is what is seen there."""
+    mount, device = top_mount(mounts, table.DIRECTORY)
+    return mount, mount is not None and look("mounts", lambda: os.stat(table.DIRECTORY).st_dev, -1) == device
 
 
 def _look_into() -> str:

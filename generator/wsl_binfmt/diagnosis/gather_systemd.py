@@ -12,7 +12,7 @@ from wsl_binfmt import command, interop, rules
 from wsl_binfmt.diagnosis import machine as m
 from wsl_binfmt.diagnosis.bounded import Looker, finish, start, text
 from wsl_binfmt.diagnosis.bounded import read as read_file
-from wsl_binfmt.diagnosis.problems import DROP_IN, GENERATED, GENERATOR, GUARD, SERVICE, SERVICES, WATCH
+from wsl_binfmt.diagnosis.problems import DROP_IN, GENERATED, GENERATOR, GUARD, SERVICE, SERVICES, WATCH, WSL_CONF
 
 if TYPE_CHECKING:
     import subprocess
@@ -51,6 +51,7 @@ def read(
     masked_by = next(filter(os.path.lexists, _overriding_generators()), None)
     found = m.Protection(
         generated=generated,
+        has_generated=look("generated", _has_generated, False),
         masked_by=m.DropIn(masked_by, is_link=os.path.islink(masked_by)) if masked_by else None,
         set_aside=look("generated", set_aside, []),
         rules=look("rules", read_rules, []),
@@ -90,6 +91,15 @@ def _compare(path: str, content: str) -> str:
         return "right" if os.path.islink(full) and os.readlink(full) == content else "old"
     source = "SourcePath=/etc/wsl.conf\n"  # is only there if that file is
     return "right" if read_file(full).replace(source, "") == content.replace(source, "") else "old"
+
+
+def _has_generated() -> bool:
+    try:
+        # Of a file that is gone, nobody knows when that was.
+        changed = max(os.stat(path).st_ctime_ns for path in (WSL_CONF, GENERATOR))
+        return os.stat(GENERATED).st_mtime_ns > changed
+    except OSError:
+        return False
 
 
 def set_aside() -> List[str]:

@@ -163,8 +163,8 @@ def can_change(machine: m.Machine) -> bool:
 def is_pending(machine: m.Machine) -> bool:
     """Whether /etc/wsl.conf has changed since this distro has started, so that WSL has not read it as it is."""
     changed, started = machine.conf.changed, machine.system.started
-    # A second, as the kernel counts when a process has started in hundredths, and not by the same clock.
-    return changed is not None and started is not None and changed > started + 1
+    # The kernel counts when a process has started in hundredths of a second.
+    return changed is not None and started is not None and changed > started + 0.05
 
 
 def setting(machine: m.Machine, name: str) -> Optional[m.Setting]:
