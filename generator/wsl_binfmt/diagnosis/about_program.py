@@ -6,9 +6,8 @@ from __future__ import annotations
 import os
 import re
 import stat
-from typing import Iterator, List, Optional
+from typing import TYPE_CHECKING, Iterator, List, Optional
 
-from wsl_binfmt import table
 from wsl_binfmt.diagnosis import launch, subject
 from wsl_binfmt.diagnosis import machine as m
 from wsl_binfmt.diagnosis.about_protection import guilty_conditions, lift, unit
@@ -33,6 +32,9 @@ from wsl_binfmt.diagnosis.problems import (
     setting,
     write_to,
 )  # fmt: skip
+
+if TYPE_CHECKING:
+    from wsl_binfmt import table
 
 ALIASES = "/Microsoft/WindowsApps/"
 SHELL_SCRIPTS = ".bat", ".cmd"
