@@ -46,7 +46,7 @@ def entry(magic: bytes | None = b"MZ", offset: int = 0, mask: bytes | None = Non
         (entry(b"xy", mask=b"\0\0"), b"MZ", True),
         (entry(b"xZ", mask=b"\0\xff"), b"MZ", True),
         (entry(b"xX", mask=b"\0\xff"), b"MZ", False),
-        (entry(None), b"MZ", True),  # goes by the name's extension
+        (entry(None), b"MZ", False),  # goes by the name's extension
         (entry(), b"", True),
     ],
 )
