@@ -106,6 +106,7 @@ def start(simulation: Simulation, distro: Distro, service: str) -> Step:
     yield from boot_service(simulation, distro)
     distro.failed.discard(service)
     yield from link(distro, service, simulation.operations)
+    distro.started[service] = simulation.now
     program = systemd_binfmt(distro, is_service=True) if service == rules.SYSTEMD_BINFMT else update_binfmts(distro)
     if not (yield from program):
         distro.failed.add(service)
@@ -126,7 +127,10 @@ def stop(simulation: Simulation, distro: Distro, service: str) -> Step:
                 for rule in distro.rules()[service]:
                     yield from put(name_of(rule), b"-1")
         yield from link(distro, service, 0)
-        distro.stopped[service] = simulation.now
+        process = watch_of(simulation, distro)
+        # One that has not seen the start cannot see the stop.
+        is_known = process and process.looked > distro.started.get(service, 0.0)
+        distro.stopped[service] = simulation.now if is_known else 0.0
 
 
 def restart(simulation: Simulation, distro: Distro, service: str) -> Step:

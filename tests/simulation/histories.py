@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Callable
 
 from simulation import actors, system, world
 from simulation.actors import Step
-from simulation.promises import Promises
+from simulation.promises import Promises, is_ours
 from simulation.scheduler import Script, Simulation
 from wsl_binfmt import rules
 
@@ -80,11 +80,13 @@ def draw(seed: str) -> History:
         distros.append((is_protected, drawn.choice(("2.0.9", "2.6", "3.0")), tuple(of_binfmt_d), tuple(of_update_binfmts)))
     rounds = drawn.choice((1, 2, 2, 3))
     length = 10 ** drawn.uniform(-3, 0.4)
-    kinds = drawn.sample(list(EVENTS), min(len(EVENTS), drawn.choice((2, 4, 8, 40))))
-    events = [
-        Event(drawn.randrange(rounds), drawn.uniform(0, length), drawn.choice(kinds), drawn.randrange(len(distros)), drawn.randrange(100))
-        for _ in range(drawn.choice((2, 3, 5, 8, 12)) * rounds)
-    ]
+    kinds = drawn.sample(list(EVENTS), drawn.choice((2, 3, 3, 5, 8, len(EVENTS))))
+    events = []
+    for _ in range(drawn.choice((2, 3, 5, 8, 12)) * rounds):
+        # Some follow each other closely, others are far between.
+        at = drawn.uniform(0, length) if drawn.random() < 0.5 else 10 ** drawn.uniform(-4.5, -0.5)
+        kind, distro, choice = drawn.choice(kinds), drawn.randrange(len(distros)), drawn.randrange(100)
+        events.append(Event(drawn.randrange(rounds), at, kind, distro, choice))
     events.sort(key=lambda event: (event.round, event.at))
     slow, late = drawn.choice(((0.0, 0.0), (0.02, 0.0), (0.1, 0.002), (0.02, 0.01)))
     return History(seed, tuple(distros), tuple(events), rounds, slow, late)
@@ -195,11 +197,13 @@ def change_rules(simulation: Simulation, distro: Distro, choice: int) -> Step:
     else:
         add_rule(distro, OWN[choice % len(OWN)])
     distro.learn()
+    distro.reread = False
     simulation.tell(None, f"rules of {distro.name} change")
     yield 0.001
     then = (actors.restart, actors.reload)[choice % 2]
     if choice % 5:
         yield from then(simulation, distro, rules.SYSTEMD_BINFMT)
+        distro.reread = actors.is_active(distro, rules.SYSTEMD_BINFMT)
     else:
         yield from actors.systemd_binfmt(distro, is_service=False)
 
@@ -257,7 +261,12 @@ def writes(*steps: tuple[str, bytes]) -> Callable[[Simulation, int], Step]:
 
 
 def own_by_hand(data: bytes) -> Callable[[Simulation, int], Step]:
-    return lambda _simulation, choice: actors.put(actors.name_of(OWN[choice % len(OWN)]), data)
+    def step(simulation: Simulation, choice: int) -> Step:
+        names = [entry.name for entry in simulation.table.entries if not is_ours(entry.name)]
+        if names:
+            yield from actors.put(names[choice % len(names)], data)
+
+    return step
 
 
 def rival(_simulation: Simulation, choice: int) -> Step:

@@ -143,7 +143,7 @@ class Promises:
             # After so long, others go on without the lock.
             elif actor.role == "watch" and max(self._removed_by_hand, *self._wipes, 0.0) > actor.listed:
                 self._disturbed = self._simulation.now
-            elif actor.role != "other" and self._is_off is False and not (actor.distro and actor.distro.lateness > 0.4):
+            elif actor.role != "other" and self._is_off is False and self._lateness() < 0.4:
                 self._simulation.breaks(f"{actor.name} takes Windows programs from /init")
 
     def _switched_by_hand(self, *, is_off: bool) -> None:
@@ -197,11 +197,16 @@ class Promises:
         if now - actor.last_write > 0.8 * QUIET or entry.by.distro.lateness > 0.5 * QUIET:
             return  # it took its time, or the watch did
         if name == WSLINTEROP:
-            if entry.decided < actor.last_write or self._wipes or self._is_off is not False or self._has_rivals():
+            is_decided = entry.decided < actor.last_write or self._touched.get(name, 0.0) > actor.last_write
+            if is_decided or self._wipes or self._is_off is not False or self._has_rivals():
                 return
         elif any(mark > now - 2.5 for mark in self._marks) or (self._wipes and entry.born > self._wipes[0] + 0.4):
             return
         self._simulation.breaks(f"{actor.name} cannot register {name}: {entry.by.name} has brought it back")
+
+    def _lateness(self) -> float:
+        """How late the watches were in this round, at most."""
+        return max(distro.lateness for distro in self._simulation.distros)
 
     def _has_rivals(self) -> bool:
         """Whether something else than WSLInterop would handle Windows programs; it is not waited for then."""
@@ -273,7 +278,7 @@ class Promises:
         read = process.read_inode.get(WSLINTEROP)
         process.saved_inode = read[0] if read else 0
         process.knows_off = process.knows_off or process.read_off
-        if self._simulation.now < max(self._enabled_by_hand, process.saw_enabled) + 1.2 * QUIET:
+        if not process.saw_enabled or self._simulation.now < max(self._enabled_by_hand, process.saw_enabled) + 1.2 * QUIET:
             return  # it was enabled by hand, and every watch is to see that
         if (
             process.looked_from > self._disturbed
@@ -302,6 +307,8 @@ class Promises:
                 simulation.breaks(f"all is quiet, and Windows programs go to {handler}")
             if self._is_off and (not wsl or wsl.enabled):
                 simulation.breaks("all is quiet, and WSLInterop, disabled by hand, is " + ("enabled" if wsl else "missing"))
+            if not self._is_off and wsl and not set(b"FP") <= set(wsl.flags):
+                simulation.breaks("all is quiet, and WSLInterop is not as WSL registers it")
             for name in there:
                 if name == TEMPORARY or name.startswith(LEAVING):
                     simulation.breaks(f"all is quiet, and {name} is there")
@@ -315,7 +322,7 @@ class Promises:
         }
         self._disabled = {entry.name for entry in self._table.entries if not entry.enabled and not is_ours(entry.name)}
         self._ape = there.get("APE")
-        for distro in simulation.distros:
+        for distro in watching:
             distro.known_off = self._is_off
         self._removed, self._marks, self._wipes, self._unclear = {}, [], [], set()
         self._registered, self._touched = {}, {}
@@ -324,7 +331,7 @@ class Promises:
             self._watch_was_away = False
         for distro in simulation.distros:
             distro.lateness = 0.0
-            distro.changed_rules = False
+            distro.changed_rules = distro.reread = False
         for process in simulation.processes():
             process.removals_seen = {}
 
@@ -356,6 +363,11 @@ class Promises:
         elsewhere = {
             content for other in simulation.distros if other is not distro and other.is_up for content in other.contents
         }
+        makes = {world.content_of(rule) for of_service in mine.values() for rule in of_service}
+        if process and distro.reread and not self._watch_was_away and distro.lateness < 0.6:
+            for name, entry in self._own.get(distro, {}).items():
+                if there.get(name) is entry and entry.content not in makes | elsewhere and name not in self._unclear:
+                    simulation.breaks(f"all is quiet, and {name} is there, whose rule {distro.name} has no more")
         if process:
             for name, entry in self._own.get(distro, {}).items():
                 services = [service for service, own in mine.items() if name in map(name_of, own)]
@@ -367,7 +379,7 @@ class Promises:
                     and name not in self._unclear
                     and self._registered.get(name, set()) <= {entry.content}
                     and not distro.changed_rules
-                    and max(other.lateness for other in simulation.distros) < 0.6
+                    and self._lateness() < 0.6
                     and distro.booted < self._began
                     and not any(0 < wipe - self._touched.get(name, wipe) < 0.3 for wipe in self._wipes)
                 ):

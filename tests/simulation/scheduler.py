@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # What a script yields: seconds to wait, or what to do, which returns what the script is given or raises.
 Operation = Union[float, Callable[["Actor"], Any]]
 Script = Generator[Operation, Any, None]
+OPERATIONS_MAX = 100_000  # of one history
 ON_TIME = 0.005  # seconds: an actor that waits longer for the processor is late
 
 
@@ -303,6 +304,8 @@ class Simulation:
                 break
             self.now = max(self.now, actor.ready)
             self.operations += 1
+            if self.operations == OPERATIONS_MAX:
+                self.breaks("the watches do not come to rest")
             if actor.has_ended:
                 self.actors.remove(actor)
             elif isinstance(actor, Scripted):

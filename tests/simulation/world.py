@@ -90,6 +90,14 @@ class Entry:
         return all((a ^ b) & bits == 0 for a, b, bits in zip(there, self.magic, mask))
 
 
+def content_of(rule: bytes) -> bytes:
+    """Tell the content of the entry that a rule makes; b"" if it is refused."""
+    try:
+        return Entry(rule).content
+    except OSError:
+        return b""
+
+
 def _unescape(text: bytes) -> bytes:
     data = b""
     while text:
@@ -194,7 +202,8 @@ class Distro:
         self.ended_cleanly = False
         self.watches = 0  # how many were started
         self.booted = self.leaves = self.ended = 0.0
-        self.stopped: dict[str, float] = {}  # when its services were
+        self.started: dict[str, float] = {}  # when its services were, and when they were stopped
+        self.stopped: dict[str, float] = {}
         # What the promises remember: what its rules have ever made, and how late its watch was in this round.
         self.contents: set[bytes] = set()
         self.lateness = 0.0
@@ -205,6 +214,7 @@ class Distro:
         self.seen: set[int] = set()
         self.known_off: bool | None = False  # whether its watch has saved that WSLInterop is disabled
         self.changed_rules = False
+        self.reread = False  # its service has read them after that
 
     @property
     def guards_status(self) -> bool:
@@ -214,10 +224,7 @@ class Distro:
     def learn(self) -> None:
         """Remember which entries its rules make."""
         for rule in (rule for of_service in self.rules().values() for rule in of_service):
-            try:
-                self.contents.add(Entry(rule).content)
-            except OSError:
-                pass
+            self.contents.add(content_of(rule))
 
     def rules(self) -> dict[str, list[bytes]]:
         """Tell the rules of each of its services, in the order in which it registers them."""
