@@ -25,7 +25,7 @@ REASONS = ("look", "not_a_distro", "parse_wsl_conf", "settings")
 PAGES = {
     "wsl-binfmt-generator.8": ("generator/wsl-binfmt-generator",),
     "wsl-binfmt.1": tuple(
-        f"generator/wsl_binfmt/{name}.py" for name in ("cli", "command", "formats", "interop", "restore", "watch")
+        f"generator/wsl_binfmt/{name}.py" for name in ("cli", "command", "interop", "own", "restore", "watch")
     ),
 }
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 import bed
+import record
 from checks import eventually, foreign_program, quiet, right
 
 if TYPE_CHECKING:
@@ -612,6 +613,13 @@ def test_a_report(vm: Vm, boot: Boot) -> None:
     other.write("/tmp/report.json", text)
     answer = status(other, "--from", "/tmp/report.json")
     assert (answer.code, answer.ids) == (FAILS, ["exe-not-executable", "not-registered"])
+
+
+@pytest.mark.parametrize("name", record.RECORDED)
+def test_recorded_machines_are_as_they_are_today(name: str) -> None:
+    """If not, `python -B tests/system/record.py` records them anew."""
+    recorded = json.loads((record.MACHINES / name / "machine.json").read_text())
+    assert record.record(name) == recorded
 
 
 def test_names_that_would_paint_the_terminal(vm: Vm, boot: Boot) -> None:

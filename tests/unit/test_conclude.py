@@ -116,6 +116,9 @@ def test_nothing_is_known() -> None:
         ({"surprise": 1}, "the machine has no surprise"),
         ({"protection": {"units": []}}, "the machine.protection.units is"),
         ({"system": {"has_systemd": 1}}, "the machine.system.has_systemd is 1"),
+        ({"system": {"native": "x"}}, "hexadecimal"),
+        ({"table": {"entries": [{"magic": "4d5"}]}}, "hexadecimal"),
+        ({"program": {"start": "4d 5g"}}, "hexadecimal"),
     ],
 )
 def test_what_is_no_report(plain: Any, message: str) -> None:

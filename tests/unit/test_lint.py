@@ -79,8 +79,8 @@ def test_compiles() -> None:
 # Of the modules that Debian 12's python3-minimal has, those that are imported here; `dpkg --listfiles
 # libpython3.11-minimal` lists all. Not in it are, among others, difflib, json, shlex and shutil.
 MINIMAL = frozenset(
-    """__future__ _signal _socket argparse collections errno fcntl glob importlib io marshal os posix re select signal socket
-    stat subprocess sys threading time types typing""".split()  # noqa: SIM905
+    """__future__ _signal _socket argparse collections errno fcntl glob importlib io marshal os posix re select signal
+    socket stat subprocess sys threading time types typing""".split()  # noqa: SIM905
 )
 
 

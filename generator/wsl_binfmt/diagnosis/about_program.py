@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from typing import Iterator, List, Optional
+from typing import TYPE_CHECKING, Iterator, List, Optional
 
 from wsl_binfmt.diagnosis import launch, subject
 from wsl_binfmt.diagnosis import machine as m
@@ -32,6 +32,9 @@ from wsl_binfmt.diagnosis.problems import (
     setting,
     write_to,
 )  # fmt: skip
+
+if TYPE_CHECKING:
+    from wsl_binfmt import table
 
 ALIASES = "/Microsoft/WindowsApps/"
 SHELL_SCRIPTS = ".bat", ".cmd"
@@ -247,26 +250,23 @@ def _is_asked(machine: m.Machine) -> bool:
     )
 
 
-def _candidates(machine: m.Machine) -> Iterator[m.Entry]:
+def _candidates(machine: m.Machine) -> List[m.Entry]:
     """List the entries for such files, disabled ones as well."""
-    program = machine.program
-    for entry in (machine.table.entries or []) if _is_asked(machine) and program else ():
-        if matches(entry.kernel(), _start(program), program.place.path):  # type: ignore[arg-type,union-attr]
-            yield entry
-
-
-def _start(program: m.Program) -> bytes:
-    return bytes.fromhex(program.start or "").ljust(START_MAX, b"\0")[:START_MAX]
+    entries = (machine.table.entries or []) if _is_asked(machine) else []
+    return [entry for entry in entries if _is_for(machine, entry.kernel())]
 
 
 def _rule(machine: m.Machine) -> Optional[m.Rule]:
     """Find the rule for such files."""
+    rules = ((rule, rule.entry()) for rule in machine.protection.rules)
+    return next((rule for rule, entry in rules if entry and _is_for(machine, entry)), None)
+
+
+def _is_for(machine: m.Machine, entry: table.Entry) -> bool:
+    """Whether an entry is for the file that was asked about, were it enabled."""
     program = machine.program
-    for rule in machine.protection.rules if program else ():
-        entry = rule.entry()
-        if program and entry and matches(entry, _start(program), program.place.path):
-            return rule
-    return None
+    start = bytes.fromhex((program and program.start) or "").ljust(START_MAX, b"\0")[:START_MAX]
+    return program is not None and matches(entry, start, program.place.path)
 
 
 @problem(ERROR, FILE)
@@ -277,7 +277,7 @@ def rule_not_registered(machine: m.Machine) -> Iterator[Found]:
     be masked, or skipped by a condition, or have failed; or an administrator or
     a container has removed the entry since.
     """
-    rule = _rule(machine) if _is_asked(machine) and not list(_candidates(machine)) else None
+    rule = _rule(machine) if _is_asked(machine) and not _candidates(machine) else None
     if rule is None:
         return
     evidence = [f"{rule.path}:{rule.line}: {rule.name}" if rule.line else rule.path]
@@ -317,7 +317,7 @@ def nothing_runs_it(machine: m.Machine) -> Iterator[Found]:
         return
     if about.kind == subject.EMPTY:
         yield Found(["it is empty"])
-    if not _is_asked(machine) or list(_candidates(machine)) or _rule(machine):
+    if not _is_asked(machine) or _candidates(machine) or _rule(machine):
         return
     if about.kind == subject.ELF:
         evidence = [f"it is a program for {about.processor}, and no entry or rule matches it"]

@@ -37,10 +37,11 @@ def wsl1(machine: m.Machine) -> Iterator[Found]:
     """This is WSL 1, which has no binfmt_misc table of its own.
 
     There, Windows programs start by other means, which this package has nothing
-    to do with. `wsl.exe --set-version DISTRO 2` on Windows makes it WSL 2.
+    to do with.
     """
     if re.match(r"4\.4\.0-\d+-Microsoft", machine.system.release):
-        yield Found([f"the kernel calls itself {machine.system.release}"])
+        evidence = [f"the kernel calls itself {machine.system.release}"]
+        yield Found(evidence, advice="`wsl.exe --set-version DISTRO 2` on Windows makes it WSL 2.")
 
 
 @problem(NOTE, ELSEWHERE)

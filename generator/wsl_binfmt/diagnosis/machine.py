@@ -288,6 +288,9 @@ def from_plain(plain: Any) -> Machine:
     machine = _read(Machine, plain, "the machine")
     if machine.version != VERSION:
         raise ValueError(f"it is of version {machine.version}, and this command reads version {VERSION}")
+    for entry in machine.table.entries or []:
+        entry.kernel()
+    bytes.fromhex(machine.system.native + ((machine.program and machine.program.start) or ""))
     return machine
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Iterator, List, NamedTuple, Optional
 
+from wsl_binfmt import interop
 from wsl_binfmt.diagnosis.problems import PROGRAM, START_MAX, handles_windows, matches
 
 if TYPE_CHECKING:
@@ -41,65 +42,55 @@ class Subject(NamedTuple):
 
     name: str  # how to call it in a sentence
     kind: str
-    handler: Optional[m.Entry]  # the entry that handles it
-    outranked: List[m.Entry]  # entries that would, were the handler not there
+    handler: Optional[m.Entry] = None  # the entry that handles it
+    outranked: List[m.Entry] = []  # entries that would, were the handler not there
+    is_ordinary: bool = False  # whether it is a Windows program as linkers write them
     processor: str = ""  # that an ELF file is for
     is_native: bool = False  # whether the kernel itself runs it
 
     @property
     def is_for_windows(self) -> bool:
-        """Whether what is wrong with WSLInterop or the session concerns it."""
-        return self.kind in (WINDOWS, UNKNOWN) and (self.handler is None or self.kind == UNKNOWN or self.goes_to_init)
-
-    @property
-    def goes_to_init(self) -> bool:
-        """Whether /init handles it, or something that has taken it from /init."""
-        return self.handler is None or handles_windows(self.handler) or self.is_ordinary
-
-    is_ordinary: bool = False
+        """Whether what is wrong with WSLInterop or the session concerns it, which it does not if it is APE's."""
+        is_taken = self.handler is not None and not handles_windows(self.handler) and not self.is_ordinary
+        return self.kind == UNKNOWN or (self.kind == WINDOWS and not is_taken)
 
 
 def of(machine: m.Machine) -> Subject:
     """Tell what a diagnosis of a machine is about."""
     program = machine.program
-    start, path = PROGRAM, "program.exe"
-    if program:
-        path = program.place.path or program.asked
-        start = bytes.fromhex(program.start or "").ljust(START_MAX, b"\0")[:START_MAX]
-    matching = list(_matching(machine, start, path))
-    if program and not program.start and not (program.start == "" and program.size == 0):
-        # How it begins is not known: its name alone says something.
-        is_exe = path.lower().endswith(".exe")
-        if is_exe:
-            matching = list(_matching(machine, PROGRAM, path))
-        kind = UNKNOWN if program.start is None else EMPTY
-        return Subject(
-            program.asked, kind if not is_exe else WINDOWS, *_first(matching if is_exe else []), "", False, True
-        )
-    handler, outranked = _first(matching)
     if program is None:
-        return Subject("Windows programs", WINDOWS, handler, outranked, is_ordinary=True)
-    if not program.start:
-        return Subject(program.asked, EMPTY, handler, outranked)
-    if start.startswith(b"MZ"):
-        is_ordinary = start[:4] in (b"MZ\x90\0", b"MZP\0", b"MZx\0", b"MZ\0\0")
-        return Subject(program.asked, WINDOWS, handler, outranked, is_ordinary=is_ordinary)
-    if start.startswith(b"\x7fELF"):
+        return Subject("Windows programs", WINDOWS, *_handlers(machine, PROGRAM, "program.exe"), is_ordinary=True)
+    path = program.place.path or program.asked
+    if program.start is None:
+        # How it begins is not known, only what it is called.
+        if not path.lower().endswith(".exe"):
+            return Subject(program.asked, UNKNOWN)
+        return Subject(program.asked, WINDOWS, *_handlers(machine, PROGRAM, path), is_ordinary=True)
+    start = bytes.fromhex(program.start).ljust(START_MAX, b"\0")[:START_MAX]
+    about = Subject(program.asked, _kind(bytes.fromhex(program.start)), *_handlers(machine, start, path))
+    if about.kind == WINDOWS:
+        return about._replace(is_ordinary=start.startswith(interop.HEADERS))
+    if about.kind == ELF:
         processor, is_native = _processor(start, bytes.fromhex(machine.system.native))
-        return Subject(program.asked, ELF, handler, outranked, processor, is_native and handler is None)
-    if start.startswith(b"#!"):
-        return Subject(program.asked, SCRIPT, handler, outranked)
-    return Subject(program.asked, OTHER, handler, outranked)
+        return about._replace(processor=processor, is_native=is_native and about.handler is None)
+    return about
+
+
+def _kind(start: bytes) -> str:
+    kinds = {b"MZ": WINDOWS, b"\x7fELF": ELF, b"#!": SCRIPT}
+    return next((kind for magic, kind in kinds.items() if start.startswith(magic)), OTHER if start else EMPTY)
+
+
+def _handlers(machine: m.Machine, start: bytes, path: str) -> "tuple[Optional[m.Entry], List[m.Entry]]":
+    """Tell which entry handles a file, and which ones it outranks."""
+    matching = list(_matching(machine, start, path))
+    return (matching[0] if matching else None), matching[1:]
 
 
 def _matching(machine: m.Machine, start: bytes, path: str) -> Iterator[m.Entry]:
     for entry in machine.table.entries or []:
         if entry.enabled and matches(entry.kernel(), start, path):
             yield entry
-
-
-def _first(matching: List[m.Entry]) -> "tuple[Optional[m.Entry], List[m.Entry]]":
-    return (matching[0] if matching else None), matching[1:]
 
 
 def _processor(start: bytes, native: bytes) -> "tuple[str, bool]":
