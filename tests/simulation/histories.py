@@ -309,9 +309,7 @@ def storm(_simulation: Simulation, choice: int) -> Step:
 
 def disables(simulation: Simulation, choice: int) -> Step:
     """Do as `update-binfmts --disable` does for all packages of a distro."""
-    distro = simulation.distros[choice % len(simulation.distros)]
-    for rule in distro.rules()[rules.BINFMT_SUPPORT]:
-        yield from actors.put(actors.name_of(rule), b"-1")
+    return actors.update_binfmts_disable(simulation.distros[choice % len(simulation.distros)])
 
 
 def refuses(simulation: Simulation, choice: int) -> Step:
@@ -370,7 +368,7 @@ EVENTS: dict[str, Happens] = {
     "container installs": by("container", lambda _, __: actors.container_installs(CONTAINER)),
     "container resets": by("container", lambda _, __: actors.container_resets(CONTAINER)),
     "storm of rivals": by("program", storm),
-    "update-binfmts --disable": by("package", lambda sim, choice: disables(sim, choice)),
+    "update-binfmts --disable": by("package", disables),
     "refusals": by("kernel", refuses),
     "full /run": by("disk", fills_run),
     "no /init": by("/init", no_init),
