@@ -106,6 +106,8 @@ class Promises:
                 self._removed_by_hand = now
             elif name not in (WSLINTEROP, TEMPORARY):
                 self._removed[name] = Removal(now, file.inode)
+                # One that no watch was there to remove counts when a watch sees it first.
+                self._marks += [now for entry in self._table.entries if entry.name.startswith(LEAVING)]
                 if name == "APE":
                     self._ape = None
         elif actor.role == "other":
