@@ -67,9 +67,9 @@ class OwnEntries:
         return {
             "entries": entries,
             "lost": [*self._lost],
-            "own": self._own,
-            "disabled own": self._disabled,
-            "ended": self._ended,
+            "own": {**self._own},
+            "disabled own": {*self._disabled},
+            "ended": {*self._ended},
             "invocations": {**self._invocations, **dict.fromkeys(self._stopped, "stopped")},
         }
 
