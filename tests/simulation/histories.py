@@ -9,28 +9,36 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable
 
-from simulation import actors, system, world
-from simulation.actors import Step
-from simulation.promises import Promises, is_ours
-from simulation.scheduler import Script, Simulation
+import actors
+import syscalls
+import world
+from actors import Step
+from promises import Promises, is_ours
+from scheduler import Script, Simulation
 from wsl_binfmt import rules
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
-    from simulation.world import Distro
+    from world import Distro
 
 OWN = [
-    rb":qemu-arm:M::\x7fELF\x01\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\x28\x00"
-    rb":\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:/usr/bin/qemu-arm:F",
-    rb":qemu-aarch64:M::\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00"
-    rb":\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:/usr/bin/qemu-aarch64:OCF",
+    (
+        rb":qemu-arm:M::\x7fELF\x01\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\x28\x00"
+        rb":\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:/usr/bin/qemu-arm:F"
+    ),
+    (
+        rb":qemu-aarch64:M::\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00"
+        rb":\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:/usr/bin/qemu-aarch64:OCF"
+    ),
     rb":python3:M::\xa7\x0d\x0d\x0a::/usr/bin/python3:",
     b":jar:E::jar::/usr/bin/jexec:",
     b":llvm:M::BC::/usr/bin/lli:",
     # An emulator of this machine: an entry by such a rule keeps every program from starting, WSL#12505.
-    rb":qemu-x86_64:M::\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\x3e\x00"
-    rb":\xff\xff\xff\xff\xff\xfe\xfe\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:/usr/bin/qemu-x86_64:OCF",
+    (
+        rb":qemu-x86_64:M::\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\x3e\x00"
+        rb":\xff\xff\xff\xff\xff\xfe\xfe\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff:/usr/bin/qemu-x86_64:OCF"
+    ),
 ]
 RIVALS = [
     b":wine:M::MZ::/usr/bin/wine:",
@@ -40,7 +48,7 @@ RIVALS = [
 ]
 CONTAINER = [rule.replace(b"/usr/bin/", b"/usr/local/bin/").replace(b":OCF", b":F") for rule in OWN[:2]]
 REFUSED = b":bad:M::::/bin/true:"
-QUIET_AFTER = 30.0  # seconds after which all must have settled
+QUIET_AFTER = 80.0  # seconds after which all must have settled
 
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -81,9 +89,9 @@ class History:
         lines = []
         for number, (is_protected, generation, *own) in enumerate(self.distros):
             names = [[actors.name_of((OWN + RIVALS)[rule]) for rule in rules_of_one] for rules_of_one in own]
+            kind = f"{'protected' if is_protected else 'without this package'}, WSL {generation}"
             lines.append(
-                f"distro {LETTERS[number]}: {'protected' if is_protected else 'without this package'}, WSL {generation}, "
-                f"binfmt.d: {' '.join(names[0]) or 'none'}, binfmt-support: {' '.join(names[1]) or 'none'}"
+                f"distro {LETTERS[number]}: {kind}, binfmt.d: {' '.join(names[0]) or 'none'}, binfmt-support: {' '.join(names[1]) or 'none'}"
             )
         return [*lines, *map(str, self.events)]
 
@@ -98,7 +106,9 @@ def draw(seed: str, kinds: Collection[str] = ()) -> History:
             of_binfmt_d.append(len(OWN) + drawn.randrange(len(RIVALS)))
         of_update_binfmts = drawn.sample(range(len(OWN)), drawn.choice((0, 0, 0, 1, 2)))
         is_protected = number == 0 or drawn.random() < 0.7
-        distros.append((is_protected, drawn.choice(("2.0.9", "2.6", "3.0")), tuple(of_binfmt_d), tuple(of_update_binfmts)))
+        distros.append(
+            (is_protected, drawn.choice(("2.0.9", "2.6", "3.0")), tuple(of_binfmt_d), tuple(of_update_binfmts))
+        )
     rounds = drawn.choice((1, 2, 2, 3))
     length = 10 ** drawn.uniform(-3, 0.4)
     among = [*kinds] or drawn.sample(list(EVENTS), drawn.choice((2, 3, 3, 5, 8, len(EVENTS))))
@@ -127,7 +137,7 @@ def simulate(history: History, *, verbose: bool = False) -> Simulation:
         distro.learn()
         simulation.distros.append(distro)
     simulation.start("history", None, "other", script(simulation, history))
-    system.simulation = simulation
+    syscalls.Running.simulation = simulation
     simulation.run()
     return simulation
 
@@ -136,7 +146,8 @@ def script(simulation: Simulation, history: History) -> Script:
     """Boot all distros, then have each round happen, and wait until all is quiet after each."""
     yield from actors.put("register", world.WSL)
     started = [
-        simulation.start(f"boot {distro.name}", distro, role(distro), actors.boot(simulation, distro)) for distro in simulation.distros
+        simulation.start(f"boot {distro.name}", distro, role(distro), actors.boot(simulation, distro))
+        for distro in simulation.distros
     ]
     yield from until_quiet(simulation, started)
     for number in range(history.rounds):
@@ -148,11 +159,13 @@ def script(simulation: Simulation, history: History) -> Script:
                 distro = simulation.distros[event.distro]
                 name, of, step = EVENTS[event.kind](simulation, distro, event.choice)
                 simulation.tell(None, f"-- {event}")
-                started.append(simulation.start(f"{name} {index}", distro if of else None, role(distro) if of else "other", step))
+                started.append(
+                    simulation.start(f"{name} {index}", distro if of else None, role(distro) if of else "other", step)
+                )
         yield from until_quiet(simulation, started)
 
 
-def until_quiet(simulation: Simulation, started: list[object]) -> Step:
+def until_quiet(simulation: Simulation, started: Sequence[object]) -> Step:
     """Wait until all scripts of a round have ended and no watch has anything to do."""
     end = simulation.now + QUIET_AFTER
     while True:
@@ -162,7 +175,11 @@ def until_quiet(simulation: Simulation, started: list[object]) -> Step:
         elif all(process.is_idle() for process in simulation.processes()):
             break
         elif simulation.now > end:
-            busy = [f"{process.name} until {process.ready - 1000}" for process in simulation.processes() if not process.is_idle()]
+            busy = [
+                f"{process.name} until {process.ready - 1000}"
+                for process in simulation.processes()
+                if not process.is_idle()
+            ]
             simulation.breaks(f"the watches do not come to rest: {' '.join(busy)}")
         yield 0.05
     simulation.promises.quiet()
@@ -186,10 +203,13 @@ Of = Callable[[Simulation, "Distro", int], Step]
 
 
 def service_of(choice: int) -> str:
+    """Choose a service, systemd-binfmt more often."""
     return rules.SERVICES[choice % 4 == 3]
 
 
 def in_distro(name: str, step: Of) -> Happens:
+    """Make an event of what happens in a distro that is up."""
+
     def happens(simulation: Simulation, distro: Distro, choice: int) -> tuple[str, bool, Script]:
         def if_up() -> Script:
             yield 0.0
@@ -202,6 +222,7 @@ def in_distro(name: str, step: Of) -> Happens:
 
 
 def by(name: str, step: Callable[[Simulation, int], Step]) -> Happens:
+    """Make an event of what a program outside of all distros does."""
     return lambda simulation, _distro, choice: (name, False, step(simulation, choice))
 
 
@@ -254,6 +275,8 @@ def reboots(simulation: Simulation, distro: Distro, choice: int) -> tuple[str, b
 
 
 def to_watch(what: str) -> Of:
+    """Have something happen to the watch of a distro."""
+
     def step(simulation: Simulation, distro: Distro, choice: int) -> Step:
         yield 0.0
         process = actors.watch_of(simulation, distro)
@@ -274,6 +297,8 @@ def to_watch(what: str) -> Of:
 
 
 def writes(*steps: tuple[str, bytes]) -> Callable[[Simulation, int], Step]:
+    """Have a program write to files of the table."""
+
     def step(_simulation: Simulation, _choice: int) -> Step:
         for name, data in steps:
             yield from actors.put(name, data)
@@ -282,6 +307,8 @@ def writes(*steps: tuple[str, bytes]) -> Callable[[Simulation, int], Step]:
 
 
 def own_by_hand(data: bytes) -> Callable[[Simulation, int], Step]:
+    """Have an administrator write to any entry."""
+
     def step(simulation: Simulation, choice: int) -> Step:
         names = [entry.name for entry in simulation.table.entries if not is_ours(entry.name)]
         if names:
@@ -291,10 +318,12 @@ def own_by_hand(data: bytes) -> Callable[[Simulation, int], Step]:
 
 
 def rival(_simulation: Simulation, choice: int) -> Step:
+    """Register a rival."""
     yield from actors.put("register", RIVALS[choice % len(RIVALS)])
 
 
 def no_rival(_simulation: Simulation, choice: int) -> Step:
+    """Remove a rival."""
     yield from actors.put(actors.name_of(RIVALS[choice % len(RIVALS)]), b"-1")
 
 
@@ -406,7 +435,9 @@ def shrink(history: History, promise: str, tries: int = 400) -> History:
         for index, (is_protected, generation, *own) in enumerate(history.distros):
             for part in 0, 1:
                 for left_out in own[part]:
-                    less = [tuple(rule for rule in own[part] if rule != left_out) if part == p else own[p] for p in (0, 1)]
+                    less = [
+                        tuple(rule for rule in own[part] if rule != left_out) if part == p else own[p] for p in (0, 1)
+                    ]
                     changed_distro = (is_protected, generation, less[0], less[1])
                     distros = (*history.distros[:index], changed_distro, *history.distros[index + 1 :])
                     candidates.append(dataclasses.replace(history, distros=distros))
@@ -420,4 +451,6 @@ def shrink(history: History, promise: str, tries: int = 400) -> History:
 
 def key_of(promise: str) -> str:
     """Tell which promise a text is about, whichever actor broke it."""
-    return " ".join(word for word in promise.split() if not any(character.isdigit() for character in word) and len(word) > 1)
+    return " ".join(
+        word for word in promise.split() if not any(character.isdigit() for character in word) and len(word) > 1
+    )

@@ -6,13 +6,12 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, NamedTuple
 
-from simulation import world
-from simulation.actors import is_active, name_of, watch_of
-from wsl_binfmt import rules
+import world
+from actors import is_active, name_of, watch_of
+from scheduler import Actor, Process, Simulation
 
 if TYPE_CHECKING:
-    from simulation.scheduler import Actor, Process, Simulation
-    from simulation.world import Distro, Entry
+    from world import Distro, Entry
 
 WSLINTEROP, TEMPORARY, LEAVING = "WSLInterop", "WSLInterop-temporary", "wsl-binfmt-leaving-"
 QUIET = 0.05
@@ -74,18 +73,19 @@ class Promises:
     def after_write(self, actor: Actor, file: Entry | str, data: bytes, failure: OSError | None) -> None:
         """Check what a write did."""
         now = self._simulation.now
+        watch = actor if isinstance(actor, Process) else None
         command = data.strip() if file != "register" else b"register"
         name = str(file) if command != b"register" else name_of(data)
         if failure:
-            if command == b"register" and failure.errno == errno.EEXIST and actor.role != "watch":
+            if command == b"register" and failure.errno == errno.EEXIST and not watch:
                 self._refused(actor, name)
             return
         actor.last_write = now
         if command == b"register":
             entry = self._table.entries[0]
-            entry.born, entry.by, entry.decided = now, actor, actor.looked_from
-            if actor.role == "watch":
-                self._watch_registers(actor, entry)
+            entry.born, entry.by = now, watch
+            if watch:
+                self._watch_registers(watch, entry)
             else:
                 self._removed.pop(name, None)
                 self._registered.setdefault(name, set()).add(entry.content)
@@ -95,13 +95,13 @@ class Promises:
                 self._marks.append(now)
         elif command == b"-1" and file == "status":
             self._wipes.append(now)
-            if actor.role == "watch":
+            if watch:
                 self._simulation.breaks("a watch wipes the table")
         elif not isinstance(file, world.Entry) or file not in self._before:
             pass
         elif command == b"-1":
-            if actor.role == "watch":
-                self._watch_removes(actor, file)
+            if watch:
+                self._watch_removes(watch, file)
             elif name == WSLINTEROP:
                 self._removed_by_hand = now
             elif name not in (WSLINTEROP, TEMPORARY):
@@ -117,7 +117,7 @@ class Promises:
                 self._switched_by_hand(is_off=command == b"0")
         elif command == b"1":
             self._simulation.breaks(f"{actor.name} enables {name}")
-        elif name == WSLINTEROP and command == b"0" and self._is_off is False and not actor.saw_enabled:
+        elif name == WSLINTEROP and watch and self._is_off is False and not watch.saw_enabled:
             self._is_off = None  # it was gone before this watch saw that it was enabled
         self._windows(actor, file, name)
 
@@ -132,7 +132,9 @@ class Promises:
         elif is_windows and now > self._lost_since + OUTAGE_MAX and not self._excuse:
             on_time = [process for process in self._simulation.processes() if process.distro.lateness < 0.01]
             if any(process.started < self._lost_since for process in on_time):
-                self._simulation.breaks(f"nothing has given Windows programs to /init for {now - self._lost_since:.3f} s")
+                self._simulation.breaks(
+                    f"nothing has given Windows programs to /init for {now - self._lost_since:.3f} s"
+                )
         if is_windows:
             self._excuse = False
         elif not self._table.enabled or self._is_off is not False or self._table.refuses:
@@ -140,10 +142,11 @@ class Promises:
         if self._was_windows and not is_windows:
             # A rule of the distro is a rival's: whoever registers it, it is the newest until a watch has looked.
             is_rule = file == "register" and name not in (WSLINTEROP, TEMPORARY)
-            if is_rule or (actor.role == "service" and name == WSLINTEROP):
-                self._disturbed = self._simulation.now
-            # After so long, others go on without the lock.
-            elif actor.role == "watch" and max(self._removed_by_hand, *self._wipes, 0.0) > actor.listed:
+            if (
+                is_rule
+                or (actor.role == "service" and name == WSLINTEROP)
+                or (isinstance(actor, Process) and max(self._removed_by_hand, *self._wipes, 0.0) > actor.listed)
+            ):
                 self._disturbed = self._simulation.now
             elif actor.role != "other" and self._is_off is False and self._lateness() < 0.4:
                 self._simulation.breaks(f"{actor.name} takes Windows programs from /init")
@@ -151,8 +154,8 @@ class Promises:
     def _switched_by_hand(self, *, is_off: bool) -> None:
         wsl = self._table.get(WSLINTEROP)
         assert wsl
-        self._is_off, self._off_since = is_off, self._simulation.now
-        if not is_off:
+        was_off, self._is_off, self._off_since = self._is_off, is_off, self._simulation.now
+        if not is_off and was_off:
             self._enabled_by_hand = self._simulation.now
             self._enabled_inode = wsl.inode
         for process in self._simulation.processes():
@@ -160,46 +163,64 @@ class Promises:
             if process.saved_inode != wsl.inode:
                 self._is_off = None
 
-    def _watch_registers(self, actor: Actor, entry: Entry) -> None:
+    def _watch_registers(self, process: Process, entry: Entry) -> None:
+        entry.decided = process.looked_from
         if entry.matches(ELF, b""):
-            self._simulation.breaks(f"{actor.name} registers {entry.name}, which matches every program of this machine")
-        process = actor
+            self._simulation.breaks(
+                f"{process.name} registers {entry.name}, which matches every program of this machine"
+            )
         if entry.name in (WSLINTEROP, TEMPORARY) and entry.matches(b"MZ", b"") and self._is_off and process.knows_off:
-            self._simulation.breaks(f"{actor.name} registers {entry.name}, which was disabled by hand")
+            self._simulation.breaks(f"{process.name} registers {entry.name}, which was disabled by hand")
         if entry.name in self._disabled:
-            self._simulation.breaks(f"{actor.name} enables {entry.name}, which was disabled by hand")
+            self._simulation.breaks(f"{process.name} enables {entry.name}, which was disabled by hand")
         since = self._removed.pop(entry.name, None)
-        if since is None or entry.name in self._unclear or since.time > process.looked_from or process.distro.lateness >= 1:
+        if (
+            since is None
+            or entry.name in self._unclear
+            or since.time > process.looked_from
+            or process.distro.lateness >= 1
+        ):
             return
         if any(mark > since.time - 1.2 for mark in self._marks):
             return
-        if since.inode not in process.distro.seen or process.removals_seen.get(entry.name) != since and process.distro.wiped > since.time:
+        if since.inode not in process.distro.seen or (
+            process.removals_seen.get(entry.name) != since and process.distro.wiped > since.time
+        ):
             return
-        self._simulation.breaks(f"{actor.name} brings back {entry.name}, which was removed on purpose")
+        self._simulation.breaks(f"{process.name} brings back {entry.name}, which was removed on purpose")
 
-    def _watch_removes(self, actor: Actor, entry: Entry) -> None:
+    def _watch_removes(self, process: Process, entry: Entry) -> None:
         if is_ours(entry.name):
             is_new = entry.inode == self._enabled_inode and self._simulation.now < self._enabled_by_hand + 0.8 * QUIET
-            if entry.name == WSLINTEROP and is_new and actor.knew_off:
-                self._simulation.breaks(f"{actor.name} replaces WSLInterop before all can have seen that it was enabled by hand")
-            if entry.name == WSLINTEROP and self._is_off and actor.read_inode.get(WSLINTEROP, (0, 0.0))[1] < self._off_since:
+            if entry.name == WSLINTEROP and is_new and process.knew_off:
+                self._simulation.breaks(
+                    f"{process.name} replaces WSLInterop before all can have seen that it was enabled by hand"
+                )
+            if (
+                entry.name == WSLINTEROP
+                and self._is_off
+                and process.read_inode.get(WSLINTEROP, (0, 0.0))[1] < self._off_since
+            ):
                 self._is_off = None  # it was decided before
             return
-        if entry.name == "APE" or entry.content in actor.distro.contents:
+        if entry.name == "APE" or entry.content in process.distro.contents:
             return
-        if entry.born > actor.read_inode.get(entry.name, (0, 0.0))[1]:
+        if entry.born > process.read_inode.get(entry.name, (0, 0.0))[1]:
             return  # registered since the watch has read it
-        self._simulation.breaks(f"{actor.name} removes {entry.name}, which no rule of {actor.distro.name} has made")
+        self._simulation.breaks(f"{process.name} removes {entry.name}, which no rule of {process.distro.name} has made")
 
     def _refused(self, actor: Actor, name: str) -> None:
         """A registration of another program fails since the name is there."""
         entry, now = self._table.get(name), self._simulation.now
-        if not entry or entry.by is None or entry.by.role != "watch" or is_ours(name) != (actor.name[:8] == "override"):
+        if not entry or not entry.by or is_ours(name) != (actor.name[:8] == "override"):
             return
+        if entry.born < actor.last_write:
+            return  # what it removed was another entry of that name
         if now - actor.last_write > 0.8 * QUIET or entry.by.distro.lateness > 0.5 * QUIET:
             return  # it took its time, or the watch did
         if name == WSLINTEROP:
             is_decided = entry.decided < actor.last_write or self._touched.get(name, 0.0) > actor.last_write
+            is_decided = is_decided or entry.by.distro.wiped > actor.last_write - QUIET
             if is_decided or self._wipes or self._is_off is not False or self._has_rivals():
                 return
         elif any(mark > now - 2.5 for mark in self._marks) or (self._wipes and entry.born > self._wipes[0] + 0.4):
@@ -219,7 +240,7 @@ class Promises:
     # Operations of a watch
 
     def could_do_nothing(self) -> None:
-        """The watches could not do what they had to for a time: they try again later, and what they knew is not complete."""
+        """The watches could not do what they had to for a time, and what they know is not complete."""
         self._excuse = self._watch_was_away = True
         for distro in self._simulation.distros:
             distro.lateness += 1
@@ -241,9 +262,8 @@ class Promises:
             process.looks, process.looked_at, process.looked_from = False, process.inodes, now
             if distro.listed and not distro.listed & process.inodes:
                 distro.wiped = now
-            process.removals_seen.update(
-                {name: since for name, since in self._removed.items() if since.time > distro.wiped}
-            )
+            seen = {name: removal for name, removal in self._removed.items() if removal.time > distro.wiped}
+            process.removals_seen.update(seen)
         self._forget_off()
         distro.seen |= process.inodes
 
@@ -251,7 +271,9 @@ class Promises:
         """Nobody is left who knows that WSLInterop was disabled."""
         wsl = self._table.get(WSLINTEROP)
         if self._is_off and (not wsl or wsl.enabled):
-            watches = [process for process in self._simulation.processes() if process.knows_off and not process.is_killed]
+            watches = [
+                process for process in self._simulation.processes() if process.knows_off and not process.is_killed
+            ]
             distros = [distro for distro in self._simulation.distros if distro.is_up and distro.known_off]
             if not watches and not distros:
                 self._is_off = None
@@ -281,7 +303,10 @@ class Promises:
         read = process.read_inode.get(WSLINTEROP)
         process.saved_inode = read[0] if read else 0
         process.knows_off = process.knows_off or process.read_off
-        if not process.saw_enabled or process.looked_from < max(self._enabled_by_hand, process.saw_enabled) + 1.2 * QUIET:
+        if (
+            not process.saw_enabled
+            or process.looked_from < max(self._enabled_by_hand, process.saw_enabled) + 1.2 * QUIET
+        ):
             return  # it was enabled by hand, and every watch is to see that
         if (
             process.looked_from > self._disturbed
@@ -292,7 +317,9 @@ class Promises:
             and "/init" in process.distro.programs
             and self._table.handler_of_windows() != "/init"
         ):
-            self._simulation.breaks(f"{process.name} has looked, and Windows programs go to {self._table.handler_of_windows()}")
+            self._simulation.breaks(
+                f"{process.name} has looked, and Windows programs go to {self._table.handler_of_windows()}"
+            )
 
     # When all is quiet
 
@@ -309,7 +336,9 @@ class Promises:
             if not self._is_off and self._table.enabled and handler != "/init":
                 simulation.breaks(f"all is quiet, and Windows programs go to {handler}")
             if self._is_off and (not wsl or wsl.enabled):
-                simulation.breaks("all is quiet, and WSLInterop, disabled by hand, is " + ("enabled" if wsl else "missing"))
+                simulation.breaks(
+                    "all is quiet, and WSLInterop, disabled by hand, is " + ("enabled" if wsl else "missing")
+                )
             if not self._is_off and wsl and not set(b"FP") <= set(wsl.flags):
                 simulation.breaks("all is quiet, and WSLInterop is not as WSL registers it")
             for name in there:
@@ -387,12 +416,18 @@ class Promises:
                     and not any(0 < wipe - self._touched.get(name, wipe) < 0.3 for wipe in self._wipes)
                 ):
                     simulation.breaks(f"all is quiet, and {name} of {distro.name} is not back")
-        if (distro.ended > max(distro.booted, self._began) and distro.ended_cleanly) or (process and not distro.changed_rules):
+        if (distro.ended > max(distro.booted, self._began) and distro.ended_cleanly) or (
+            process and not distro.changed_rules
+        ):
             for name, entry in there.items():
                 if entry.content in distro.contents and entry.content not in elsewhere and entry.enabled:
                     services = [service for service, own in mine.items() if name in map(name_of, own)]
                     if any(is_active(distro, service) or service in distro.failed for service in services):
                         continue
-                    stopped = distro.leaves if not distro.is_up else max((distro.stopped.get(s, 0.0) for s in services), default=0.0)
+                    stopped = (
+                        distro.leaves
+                        if not distro.is_up
+                        else max((distro.stopped.get(s, 0.0) for s in services), default=0.0)
+                    )
                     if services and max(entry.born, distro.first_looked) < stopped and distro.lateness < 0.6:
                         simulation.breaks(f"all is quiet, and {name} is left of {distro.name}")
