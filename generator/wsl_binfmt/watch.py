@@ -89,6 +89,8 @@ class Watch:
             self._failure = ""
         except OSError as e:
             self._fail(e)
+            retry = time.monotonic() + RETRY_MAX
+            due = min(due or retry, retry)
         return due
 
     def _fail(self, error: OSError) -> None:

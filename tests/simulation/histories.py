@@ -16,6 +16,8 @@ from simulation.scheduler import Script, Simulation
 from wsl_binfmt import rules
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from simulation.world import Distro
 
 OWN = [
@@ -41,6 +43,10 @@ REFUSED = b":bad:M::::/bin/true:"
 QUIET_AFTER = 30.0  # seconds after which all must have settled
 
 
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+CLOSE = 0.05  # seconds between two events that are taken for concurrent
+
+
 @dataclass(frozen=True)
 class Event:
     """Something that happens."""
@@ -51,8 +57,12 @@ class Event:
     distro: int
     choice: int  # which rule, service or number it is about
 
+    def is_close_to(self, other: Event) -> bool:
+        """Whether both happen at about the same time."""
+        return self.round == other.round and abs(self.at - other.at) < CLOSE
+
     def __str__(self) -> str:
-        return f"round {self.round} at {self.at:.4f}: {self.kind} {'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[self.distro]} {self.choice}"
+        return f"round {self.round} at {self.at:.4f}: {self.kind} {LETTERS[self.distro]} {self.choice}"
 
 
 @dataclass(frozen=True)
@@ -63,12 +73,23 @@ class History:
     distros: tuple[tuple[bool, str, tuple[int, ...], tuple[int, ...]], ...]
     events: tuple[Event, ...]
     rounds: int
-    slow: float
+    slow: float  # how probable it is that an operation waits for the processor: milliseconds, or up to seconds
     late: float
 
+    def describe(self) -> list[str]:
+        """Say what is to happen, a line each."""
+        lines = []
+        for number, (is_protected, generation, *own) in enumerate(self.distros):
+            names = [[actors.name_of((OWN + RIVALS)[rule]) for rule in rules_of_one] for rules_of_one in own]
+            lines.append(
+                f"distro {LETTERS[number]}: {'protected' if is_protected else 'without this package'}, WSL {generation}, "
+                f"binfmt.d: {' '.join(names[0]) or 'none'}, binfmt-support: {' '.join(names[1]) or 'none'}"
+            )
+        return [*lines, *map(str, self.events)]
 
-def draw(seed: str) -> History:
-    """Draw a history."""
+
+def draw(seed: str, kinds: Collection[str] = ()) -> History:
+    """Draw a history. kinds: of events; any if there are none."""
     drawn = random.Random(seed)
     distros = []
     for number in range(drawn.choice((1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 4, 6)) if drawn.random() < 0.99 else 20):
@@ -80,12 +101,12 @@ def draw(seed: str) -> History:
         distros.append((is_protected, drawn.choice(("2.0.9", "2.6", "3.0")), tuple(of_binfmt_d), tuple(of_update_binfmts)))
     rounds = drawn.choice((1, 2, 2, 3))
     length = 10 ** drawn.uniform(-3, 0.4)
-    kinds = drawn.sample(list(EVENTS), drawn.choice((2, 3, 3, 5, 8, len(EVENTS))))
+    among = [*kinds] or drawn.sample(list(EVENTS), drawn.choice((2, 3, 3, 5, 8, len(EVENTS))))
     events = []
     for _ in range(drawn.choice((2, 3, 5, 8, 12)) * rounds):
         # Some follow each other closely, others are far between.
         at = drawn.uniform(0, length) if drawn.random() < 0.5 else 10 ** drawn.uniform(-4.5, -0.5)
-        kind, distro, choice = drawn.choice(kinds), drawn.randrange(len(distros)), drawn.randrange(100)
+        kind, distro, choice = drawn.choice(among), drawn.randrange(len(distros)), drawn.randrange(100)
         events.append(Event(drawn.randrange(rounds), at, kind, distro, choice))
     events.sort(key=lambda event: (event.round, event.at))
     slow, late = drawn.choice(((0.0, 0.0), (0.02, 0.0), (0.1, 0.002), (0.02, 0.01)))
@@ -288,9 +309,7 @@ def storm(_simulation: Simulation, choice: int) -> Step:
 
 def disables(simulation: Simulation, choice: int) -> Step:
     """Do as `update-binfmts --disable` does for all packages of a distro."""
-    distro = simulation.distros[choice % len(simulation.distros)]
-    for rule in distro.rules()[rules.BINFMT_SUPPORT]:
-        yield from actors.put(actors.name_of(rule), b"-1")
+    return actors.update_binfmts_disable(simulation.distros[choice % len(simulation.distros)])
 
 
 def refuses(simulation: Simulation, choice: int) -> Step:
@@ -349,7 +368,7 @@ EVENTS: dict[str, Happens] = {
     "container installs": by("container", lambda _, __: actors.container_installs(CONTAINER)),
     "container resets": by("container", lambda _, __: actors.container_resets(CONTAINER)),
     "storm of rivals": by("program", storm),
-    "update-binfmts --disable": by("package", lambda sim, choice: disables(sim, choice)),
+    "update-binfmts --disable": by("package", disables),
     "refusals": by("kernel", refuses),
     "full /run": by("disk", fills_run),
     "no /init": by("/init", no_init),

@@ -106,6 +106,8 @@ class Promises:
                 self._removed_by_hand = now
             elif name not in (WSLINTEROP, TEMPORARY):
                 self._removed[name] = Removal(now, file.inode)
+                # One that no watch was there to remove counts when a watch sees it first.
+                self._marks += [now for entry in self._table.entries if entry.name.startswith(LEAVING)]
                 if name == "APE":
                     self._ape = None
         elif actor.role == "other":
@@ -266,8 +268,9 @@ class Promises:
     def after_save(self, process: Process) -> None:
         """A watch has written its state file."""
         process.distro.saved = process.looked_at
-        if process.listed > self._off_since:
-            process.distro.known_off = self._is_off
+        if WSLINTEROP in process.read_inode:
+            is_older = process.read_inode[WSLINTEROP][1] < self._off_since
+            process.distro.known_off = process.read_off if is_older else self._is_off
 
     def after_look(self, process: Process) -> None:
         """A watch waits, as it has done what was to be done."""
@@ -278,7 +281,7 @@ class Promises:
         read = process.read_inode.get(WSLINTEROP)
         process.saved_inode = read[0] if read else 0
         process.knows_off = process.knows_off or process.read_off
-        if not process.saw_enabled or self._simulation.now < max(self._enabled_by_hand, process.saw_enabled) + 1.2 * QUIET:
+        if not process.saw_enabled or process.looked_from < max(self._enabled_by_hand, process.saw_enabled) + 1.2 * QUIET:
             return  # it was enabled by hand, and every watch is to see that
         if (
             process.looked_from > self._disturbed

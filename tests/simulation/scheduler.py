@@ -211,7 +211,8 @@ class Simulation:
         self.distros: list[world.Distro] = []
         self.actors: list[Union[Scripted, Process]] = []
         self.promises: promises.Promises
-        self.log: list[str] | None = [] if verbose else None
+        self.log: list[str] = []
+        self._is_verbose = verbose
         self.broken = ""  # which promise, and how
         self.on_end: Callable[[Process], None] = lambda _process: None
         self.operations = 0
@@ -252,7 +253,7 @@ class Simulation:
 
     def tell(self, actor: Actor | None, text: str) -> None:
         """Write a line of the log."""
-        if self.log is not None:
+        if self._is_verbose:
             name = actor.name if actor else ""
             handler = self.table.handler_of_windows()
             self.log.append(f"{self.now - 1000:12.6f}  {name:24} {text:70} {handler}")
@@ -274,7 +275,7 @@ class Simulation:
             self.table.write(file, data)
         except OSError as e:
             failure = e
-        if self.log is not None:
+        if self._is_verbose:
             shown = data.decode("ascii", "backslashreplace").strip()
             what = f"registers {shown[:14]}...{shown[-30:]}" if len(shown) > 50 else f"registers {shown}"
             what = what if file == "register" else f"writes {shown} to {file}"

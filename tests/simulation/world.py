@@ -32,7 +32,8 @@ class Entry:
 
     def __init__(self, rule: bytes) -> None:
         """Do as create_entry() does; raises OSError."""
-        fields = rule[1:].removesuffix(b"\n").split(rule[:1]) if 11 <= len(rule) <= RULE_MAX else []
+        fields = rule[1:-1].split(rule[:1]) if rule.endswith(b"\n") else rule[1:].split(rule[:1])
+        fields = fields if 11 <= len(rule) <= RULE_MAX else []
         if len(fields) != 7 or fields[1] not in (b"M", b"E"):
             raise error(errno.EINVAL)
         name, kind, offset, magic, mask, self.interpreter, flags = fields
@@ -41,6 +42,8 @@ class Entry:
         self.extension = magic if kind == b"E" else None
         self.offset, self.magic, self.mask = 0, b"", b""
         if self.extension is None:
+            if offset.strip(b"0123456789"):
+                raise error(errno.EINVAL)
             self.offset, self.magic, self.mask = int(offset or b"0"), _unescape(magic), _unescape(mask)
         if (
             name in (b"", b".", b"..")
@@ -154,7 +157,7 @@ class Table:
             entry.inode = next(self._inodes)
             self.entries.insert(0, entry)
         else:
-            command = data.removesuffix(b"\n")
+            command = data[:-1] if data.endswith(b"\n") else data
             if command not in (b"0", b"1", b"-1"):
                 raise error(errno.EINVAL)
             if isinstance(file, Entry):
@@ -228,9 +231,10 @@ class Distro:
 
     def rules(self) -> dict[str, list[bytes]]:
         """Tell the rules of each of its services, in the order in which it registers them."""
-        lines = [line for path in sorted(self.files) if path.startswith("/etc/binfmt.d/") for line in self.files[path].split(b"\n")]
+        paths = [path for path in sorted(self.files) if path.startswith("/etc/binfmt.d/")]
+        lines = [line.strip() for path in paths for line in self.files[path].split(b"\n")]
         imported = [rule_of_update_binfmts(path, self.files[path]) for path in sorted(self.files) if path.startswith("/var/lib/binfmts/")]
-        return {"systemd-binfmt.service": [line for line in lines if line], "binfmt-support.service": imported}
+        return {"systemd-binfmt.service": [line for line in lines if line and line[:1] not in b"#;"], "binfmt-support.service": imported}
 
 
 def file_of_update_binfmts(rule: bytes) -> bytes:
