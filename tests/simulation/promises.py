@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 WSLINTEROP, TEMPORARY, LEAVING = "WSLInterop", "WSLInterop-temporary", "wsl-binfmt-leaving-"
 QUIET = 0.05
+# Seconds: a watch that was so late may have missed a mark, and what others did without the lock.
+TOO_LATE, LOCK_MAX = 0.6, 0.4
 OUTAGE_MAX = 0.6  # seconds, whatever happens, while any watch is on time: LOCK_MAX, and a look
 # How the Python begins that runs the watches.
 ELF = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00\x3e\x00" + bytes(236)
@@ -56,7 +58,7 @@ class Promises:
         self._marks: list[float] = []
         self._wipes: list[float] = []
         self._unclear: set[str] = set()  # names that may be there or not
-        self._registered: dict[str, set[bytes]] = {}  # what was registered under a name, not by watches
+        self._contents: dict[str, set[bytes]] = {}  # what was registered under a name, not by watches
         self._touched: dict[str, float] = {}  # when names were registered
         self._watch_was_away = False
         self._began = 0.0
@@ -72,54 +74,63 @@ class Promises:
 
     def after_write(self, actor: Actor, file: Entry | str, data: bytes, failure: OSError | None) -> None:
         """Check what a write did."""
-        now = self._simulation.now
-        watch = actor if isinstance(actor, Process) else None
-        command = data.strip() if file != "register" else b"register"
-        name = str(file) if command != b"register" else name_of(data)
+        now, command = self._simulation.now, data.strip()
         if failure:
-            if command == b"register" and failure.errno == errno.EEXIST and not watch:
-                self._refused(actor, name)
+            if file == "register" and failure.errno == errno.EEXIST and not isinstance(actor, Process):
+                self._refused(actor, name_of(data))
             return
         actor.last_write = now
-        if command == b"register":
-            entry = self._table.entries[0]
-            entry.born, entry.by = now, watch
-            if watch:
-                self._watch_registers(watch, entry)
+        if file == "register":
+            self._registered(actor, self._table.entries[0])
+        elif file == "status":
+            if command == b"-1":
+                self._wipes.append(now)
+            if isinstance(actor, Process):
+                self._simulation.breaks("a watch writes to status")
+        elif isinstance(file, world.Entry) and file in self._before:
+            if command == b"-1":
+                self._was_removed(actor, file)
             else:
-                self._removed.pop(name, None)
-                self._registered.setdefault(name, set()).add(entry.content)
-                self._touched[name] = now
-                self._disabled.discard(name)
-            if name.startswith(LEAVING):
-                self._marks.append(now)
-        elif command == b"-1" and file == "status":
-            self._wipes.append(now)
-            if watch:
-                self._simulation.breaks("a watch wipes the table")
-        elif not isinstance(file, world.Entry) or file not in self._before:
-            pass
-        elif command == b"-1":
-            if watch:
-                self._watch_removes(watch, file)
-            elif name == WSLINTEROP:
-                self._removed_by_hand = now
-            elif name not in (WSLINTEROP, TEMPORARY):
-                self._removed[name] = Removal(now, file.inode)
-                # One that no watch was there to remove counts when a watch sees it first.
-                self._marks += [now for entry in self._table.entries if entry.name.startswith(LEAVING)]
-                if name == "APE":
-                    self._ape = None
-        elif actor.role == "other":
-            self._unclear.add(name)
+                self._switched(actor, file, is_off=command == b"0")
+        self._windows(actor, file, name_of(data) if file == "register" else str(file))
+
+    def _registered(self, actor: Actor, entry: Entry) -> None:
+        now, name = self._simulation.now, entry.name
+        entry.born = now
+        if isinstance(actor, Process):
+            entry.by, entry.decided = actor, actor.looked_from
+            self._watch_registers(actor, entry)
+        else:
+            self._removed.pop(name, None)
+            self._contents.setdefault(name, set()).add(entry.content)
+            self._touched[name] = now
             self._disabled.discard(name)
-            if name == WSLINTEROP:
-                self._switched_by_hand(is_off=command == b"0")
-        elif command == b"1":
-            self._simulation.breaks(f"{actor.name} enables {name}")
-        elif name == WSLINTEROP and watch and self._is_off is False and not watch.saw_enabled:
+        if name.startswith(LEAVING):
+            self._marks.append(now)
+
+    def _was_removed(self, actor: Actor, entry: Entry) -> None:
+        now = self._simulation.now
+        if isinstance(actor, Process):
+            self._watch_removes(actor, entry)
+        elif entry.name == WSLINTEROP:
+            self._removed_by_hand = now
+        elif entry.name != TEMPORARY:
+            self._removed[entry.name] = Removal(now, entry.inode)
+            # One that no watch was there to remove counts when a watch sees it first.
+            self._marks += [now for other in self._table.entries if other.name.startswith(LEAVING)]
+            if entry.name == "APE":
+                self._ape = None
+
+    def _switched(self, actor: Actor, entry: Entry, *, is_off: bool) -> None:
+        if not isinstance(actor, Process):
+            self._unclear.add(entry.name)
+            self._disabled.discard(entry.name)
+            if entry.name == WSLINTEROP:
+                self._switched_by_hand(is_off=is_off)
+        elif not is_off:
+            self._simulation.breaks(f"{actor.name} enables {entry.name}")
+        elif entry.name == WSLINTEROP and self._is_off is False and not actor.saw_enabled:
             self._is_off = None  # it was gone before this watch saw that it was enabled
-        self._windows(actor, file, name)
 
     def _windows(self, actor: Actor, file: Entry | str, name: str) -> None:
         """Who handles Windows programs."""
@@ -148,7 +159,7 @@ class Promises:
                 or (isinstance(actor, Process) and max(self._removed_by_hand, *self._wipes, 0.0) > actor.listed)
             ):
                 self._disturbed = self._simulation.now
-            elif actor.role != "other" and self._is_off is False and self._lateness() < 0.4:
+            elif actor.role != "other" and self._is_off is False and self._lateness() < LOCK_MAX:
                 self._simulation.breaks(f"{actor.name} takes Windows programs from /init")
 
     def _switched_by_hand(self, *, is_off: bool) -> None:
@@ -327,24 +338,13 @@ class Promises:
         """Check what holds when all is quiet, and begin a round."""
         simulation, there = self._simulation, {entry.name: entry for entry in self._table.entries}
         watching = [process.distro for process in simulation.processes()]
-        wsl = there.get(WSLINTEROP)
         self._forget_off()
         if watching and not self._table.refuses:
-            handler = self._table.handler_of_windows()
-            if self._is_off is None:
-                self._is_off = bool(wsl and not wsl.enabled)
-            if not self._is_off and self._table.enabled and handler != "/init":
-                simulation.breaks(f"all is quiet, and Windows programs go to {handler}")
-            if self._is_off and (not wsl or wsl.enabled):
-                simulation.breaks(
-                    "all is quiet, and WSLInterop, disabled by hand, is " + ("enabled" if wsl else "missing")
-                )
-            if not self._is_off and wsl and not set(b"FP") <= set(wsl.flags):
-                simulation.breaks("all is quiet, and WSLInterop is not as WSL registers it")
-            for name in there:
-                if name == TEMPORARY or name.startswith(LEAVING):
-                    simulation.breaks(f"all is quiet, and {name} is there")
+            self._quiet_interop(there.get(WSLINTEROP))
             self._quiet_ape(there)
+            for name in there:
+                if name != WSLINTEROP and is_ours(name):
+                    simulation.breaks(f"all is quiet, and {name} is there")
         for distro in simulation.distros:
             if distro.protected:
                 self._quiet_distro(distro, there)
@@ -357,7 +357,7 @@ class Promises:
         for distro in watching:
             distro.known_off = self._is_off
         self._removed, self._marks, self._wipes, self._unclear = {}, [], [], set()
-        self._registered, self._touched = {}, {}
+        self._contents, self._touched = {}, {}
         self._began = simulation.now
         if self._ape and not self._is_off and not self._is_ape_behind(there):
             self._watch_was_away = False
@@ -367,16 +367,23 @@ class Promises:
         for process in simulation.processes():
             process.removals_seen = {}
 
+    def _quiet_interop(self, wsl: Entry | None) -> None:
+        if self._is_off is None:
+            self._is_off = bool(wsl and not wsl.enabled)
+        handler = self._table.handler_of_windows()
+        if self._is_off and (not wsl or wsl.enabled):
+            is_there = "enabled" if wsl else "missing"
+            self._simulation.breaks(f"all is quiet, and WSLInterop, disabled by hand, is {is_there}")
+        elif not self._is_off and self._table.enabled and handler != "/init":
+            self._simulation.breaks(f"all is quiet, and Windows programs go to {handler}")
+        elif not self._is_off and wsl and not set(b"FP") <= set(wsl.flags):
+            self._simulation.breaks("all is quiet, and WSLInterop is not as WSL registers it")
+
     def _own_names(self, distro: Distro) -> set[str]:
-        found = set()
-        for rule in (rule for of_service in distro.rules().values() for rule in of_service):
-            entry = self._table.get(name_of(rule))
-            try:
-                if entry and entry.content == world.Entry(rule).content and not entry.matches(ELF, b""):
-                    found.add(entry.name)
-            except OSError:
-                pass
-        return found
+        """Name the entries of the table that rules of a distro make, but for those that must not come back."""
+        makes = {(name_of(rule), world.content_of(rule)) for own in distro.rules().values() for rule in own}
+        entries = [entry for entry in self._table.entries if not entry.matches(ELF, b"")]
+        return {entry.name for entry in entries if (entry.name, entry.content) in makes}
 
     def _is_ape_behind(self, there: dict[str, Entry]) -> bool:
         names = list(there)
@@ -389,45 +396,51 @@ class Promises:
             self._simulation.breaks("all is quiet, and APE is behind WSLInterop")
 
     def _quiet_distro(self, distro: Distro, there: dict[str, Entry]) -> None:
-        simulation = self._simulation
-        process = watch_of(simulation, distro)
         mine = distro.rules()
-        elsewhere = {
-            content for other in simulation.distros if other is not distro and other.is_up for content in other.contents
-        }
         makes = {world.content_of(rule) for of_service in mine.values() for rule in of_service}
-        if process and distro.reread and not self._watch_was_away and distro.lateness < 0.6:
+        others = [other for other in self._simulation.distros if other is not distro and other.is_up]
+        elsewhere = {content for other in others for content in other.contents}
+        services = {
+            name: [service for service, own in mine.items() if name in map(name_of, own)]
+            for name in {*there, *self._own.get(distro, {})}
+        }
+        if watch_of(self._simulation, distro):
             for name, entry in self._own.get(distro, {}).items():
-                if there.get(name) is entry and entry.content not in makes | elsewhere and name not in self._unclear:
-                    simulation.breaks(f"all is quiet, and {name} is there, whose rule {distro.name} has no more")
-        if process:
-            for name, entry in self._own.get(distro, {}).items():
-                services = [service for service, own in mine.items() if name in map(name_of, own)]
-                if (
-                    name not in there
-                    and services
-                    and all(is_active(distro, service) for service in services)
-                    and name not in self._removed
-                    and name not in self._unclear
-                    and self._registered.get(name, set()) <= {entry.content}
-                    and not distro.changed_rules
-                    and self._lateness() < 0.6
-                    and distro.booted < self._began
-                    and not any(0 < wipe - self._touched.get(name, wipe) < 0.3 for wipe in self._wipes)
-                ):
-                    simulation.breaks(f"all is quiet, and {name} of {distro.name} is not back")
-        if (distro.ended > max(distro.booted, self._began) and distro.ended_cleanly) or (
-            process and not distro.changed_rules
-        ):
-            for name, entry in there.items():
-                if entry.content in distro.contents and entry.content not in elsewhere and entry.enabled:
-                    services = [service for service, own in mine.items() if name in map(name_of, own)]
-                    if any(is_active(distro, service) or service in distro.failed for service in services):
-                        continue
-                    stopped = (
-                        distro.leaves
-                        if not distro.is_up
-                        else max((distro.stopped.get(s, 0.0) for s in services), default=0.0)
-                    )
-                    if services and max(entry.born, distro.first_looked) < stopped and distro.lateness < 0.6:
-                        simulation.breaks(f"all is quiet, and {name} is left of {distro.name}")
+                if there.get(name) is entry and entry.content not in makes | elsewhere:
+                    self._quiet_old(distro, name)
+                if name not in there and services[name]:
+                    self._quiet_lost(distro, entry, services[name])
+        for name, entry in there.items():
+            if entry.content in distro.contents and entry.content not in elsewhere and services[name]:
+                self._quiet_left(distro, entry, services[name])
+
+    def _quiet_old(self, distro: Distro, name: str) -> None:
+        """An entry is there whose rule the distro has no more."""
+        is_reread = distro.reread and not self._watch_was_away and distro.lateness < TOO_LATE
+        if is_reread and name not in self._unclear:
+            self._simulation.breaks(f"all is quiet, and {name} is there, whose rule {distro.name} has no more")
+
+    def _quiet_lost(self, distro: Distro, entry: Entry, services: list[str]) -> None:
+        """An own entry is not there any more."""
+        name = entry.name
+        on_purpose = name in self._removed or name in self._unclear or distro.changed_rules
+        # The watch may have seen it only as it was between a removal and a registration.
+        unseen = any(0 < wipe - self._touched.get(name, wipe) < 0.3 for wipe in self._wipes)
+        replaced = not self._contents.get(name, set()) <= {entry.content}
+        was_up = all(is_active(distro, service) for service in services) and distro.booted < self._began
+        if was_up and not (on_purpose or unseen or replaced) and self._lateness() < TOO_LATE:
+            self._simulation.breaks(f"all is quiet, and {name} of {distro.name} is not back")
+
+    def _quiet_left(self, distro: Distro, entry: Entry, services: list[str]) -> None:
+        """An entry is there that a rule of this distro makes, and of no other that is up."""
+        if any(is_active(distro, service) or service in distro.failed for service in services):
+            return
+        if distro.is_up:
+            ended = max(distro.stopped.get(service, 0.0) for service in services)
+            is_known = watch_of(self._simulation, distro) and not distro.changed_rules
+        else:
+            ended = distro.leaves
+            is_known = distro.ended > self._began and distro.ended_cleanly
+        is_older = max(entry.born, distro.first_looked) < ended
+        if is_known and is_older and entry.enabled and distro.lateness < TOO_LATE:
+            self._simulation.breaks(f"all is quiet, and {entry.name} is left of {distro.name}")
