@@ -60,7 +60,9 @@ class Promises:
         self._unclear: set[str] = set()  # names that may be there or not
         self._contents: dict[str, set[bytes]] = {}  # what was registered under a name, not by watches
         self._touched: dict[str, float] = {}  # when names were registered
-        self._watch_was_away = False
+        self._missed = (
+            False  # whether a watch may have missed something, as it was killed, stopped or kept from its work
+        )
         self._began = 0.0
         self._lost_since = 0.0  # when Windows programs went to /init last
         self._excuse = False  # nothing could be done about it meanwhile
@@ -125,6 +127,8 @@ class Promises:
         if not isinstance(actor, Process):
             self._unclear.add(entry.name)
             self._disabled.discard(entry.name)
+            # One that is disabled keeps no place.
+            self._missed = self._missed or entry.name == "APE"
             if entry.name == WSLINTEROP:
                 self._switched_by_hand(is_off=is_off)
         elif not is_off:
@@ -252,13 +256,13 @@ class Promises:
 
     def could_do_nothing(self) -> None:
         """The watches could not do what they had to for a time, and what they know is not complete."""
-        self._excuse = self._watch_was_away = True
+        self._excuse = self._missed = True
         for distro in self._simulation.distros:
             distro.lateness += 1
 
     def watch_is_away(self) -> None:
         """A watch is killed or stopped."""
-        self._watch_was_away = True
+        self._missed = True
 
     def after_list(self, process: Process) -> None:
         """A watch lists the table."""
@@ -359,8 +363,8 @@ class Promises:
         self._removed, self._marks, self._wipes, self._unclear = {}, [], [], set()
         self._contents, self._touched = {}, {}
         self._began = simulation.now
-        if self._ape and not self._is_off and not self._is_ape_behind(there):
-            self._watch_was_away = False
+        if self._ape and self._ape.enabled and not self._is_off and not self._is_ape_behind(there):
+            self._missed = False
         for distro in simulation.distros:
             distro.lateness = 0.0
             distro.changed_rules = distro.reread = False
@@ -392,7 +396,7 @@ class Promises:
     def _quiet_ape(self, there: dict[str, Entry]) -> None:
         if self._ape and "APE" not in there and not self._wipes:
             self._simulation.breaks("APE is gone")
-        if self._is_ape_behind(there) and there["APE"].enabled and not self._watch_was_away and not self._is_off:
+        if self._is_ape_behind(there) and there["APE"].enabled and not self._missed and not self._is_off:
             self._simulation.breaks("all is quiet, and APE is behind WSLInterop")
 
     def _quiet_distro(self, distro: Distro, there: dict[str, Entry]) -> None:
@@ -416,7 +420,7 @@ class Promises:
 
     def _quiet_old(self, distro: Distro, name: str) -> None:
         """An entry is there whose rule the distro has no more."""
-        is_reread = distro.reread and not self._watch_was_away and distro.lateness < TOO_LATE
+        is_reread = distro.reread and not self._missed and distro.lateness < TOO_LATE
         if is_reread and name not in self._unclear:
             self._simulation.breaks(f"all is quiet, and {name} is there, whose rule {distro.name} has no more")
 

@@ -12,6 +12,7 @@ import sys
 import time
 from typing import Iterator, NamedTuple
 
+import events
 import histories
 import reached
 import syscalls
@@ -52,7 +53,7 @@ def run(seeds: Iterator[str], seconds: float, jobs: int) -> tuple[list[Result], 
     end = time.monotonic() + seconds
     broken: list[Result] = []
     count = operations = 0
-    kinds: collections.Counter[str] = collections.Counter(dict.fromkeys(histories.EVENTS, 0))
+    kinds: collections.Counter[str] = collections.Counter(dict.fromkeys(events.EVENTS, 0))
     pairs: set[tuple[str, str]] = set()
     with multiprocessing.Pool(jobs, syscalls.install) as pool:
         # In parts: all that are left over are simulated to their end.
