@@ -37,6 +37,7 @@ OWN = [
 RIVALS = [
     b":wine:M::MZ::/usr/bin/wine:",
     b":cli:M:128:PE\\x00\\x00::/usr/bin/cli:",
+    rb":dotnet:M::MZ\x90\x00::/usr/bin/dotnet:",
     b":DOSWin:E::exe::/usr/bin/wine:",
     rb":mono:M::MZ\x90:\xff\xff\x00:/usr/bin/mono:",
 ]
@@ -110,7 +111,6 @@ def change_rules(simulation: Simulation, distro: Distro, choice: int) -> Step:
 
 def fails(simulation: Simulation, distro: Distro, choice: int) -> Step:
     """Restart a service with a rule that is refused."""
-    distro.changed_rules = True
     distro.files["/etc/binfmt.d/m-bad.conf"] = REFUSED + b"\n"
     yield from actors.restart(simulation, distro, rules.SYSTEMD_BINFMT)
     if choice % 2:
@@ -223,8 +223,10 @@ def no_init(simulation: Simulation, choice: int) -> Step:
     distro = simulation.distros[choice % len(simulation.distros)]
     simulation.promises.could_do_nothing()
     distro.programs.discard("/init")
+    distro.no_init_since = simulation.now
     yield 0.05 * (choice % 13)
     distro.programs.add("/init")
+    distro.no_init_since = 0.0
     simulation.promises.could_do_nothing()
 
 

@@ -69,10 +69,14 @@ class Promises:
 
     # After each operation
 
-    def before_write(self, _actor: Actor, _file: Entry | str, _data: bytes) -> None:
+    def before_write(self, actor: Actor, _file: Entry | str, _data: bytes) -> None:
         """Remember what is before a write."""
         self._was_windows = self._table.handler_of_windows() == "/init"
         self._before = list(self._table.entries)
+        # At its end, a distro removes its own entries all the same.
+        is_touched = isinstance(actor, Process) and actor.looked_from > actor.distro.no_init_since > 0
+        if is_touched and actor.distro and not actor.distro.is_shutdown:
+            self._simulation.breaks(f"{actor.name} writes to the table without an /init")
 
     def after_write(self, actor: Actor, file: Entry | str, data: bytes, failure: OSError | None) -> None:
         """Check what a write did."""
@@ -163,7 +167,9 @@ class Promises:
                 or (isinstance(actor, Process) and max(self._removed_by_hand, *self._wipes, 0.0) > actor.listed)
             ):
                 self._disturbed = self._simulation.now
-            elif actor.role != "other" and self._is_off is False and self._lateness() < LOCK_MAX:
+            elif self._lateness() >= LOCK_MAX:
+                self._disturbed = now
+            elif actor.role != "other" and self._is_off is False:
                 self._simulation.breaks(f"{actor.name} takes Windows programs from /init")
 
     def _switched_by_hand(self, *, is_off: bool) -> None:
@@ -196,7 +202,7 @@ class Promises:
             or process.distro.lateness >= 1
         ):
             return
-        if any(mark > since.time - 1.2 for mark in self._marks):
+        if any(abs(mark - since.time) < 1.2 + self._lateness() for mark in self._marks):
             return
         if since.inode not in process.distro.seen or (
             process.removals_seen.get(entry.name) != since and process.distro.wiped > since.time
@@ -307,7 +313,7 @@ class Promises:
         process.distro.saved = process.looked_at
         if WSLINTEROP in process.read_inode:
             is_older = process.read_inode[WSLINTEROP][1] < self._off_since
-            process.distro.known_off = process.read_off if is_older else self._is_off
+            process.distro.known_off = process.read_off if is_older or self._is_off is None else self._is_off
 
     def after_look(self, process: Process) -> None:
         """A watch waits, as it has done what was to be done."""
@@ -360,7 +366,7 @@ class Promises:
         self._ape = there.get("APE")
         for distro in watching:
             distro.known_off = self._is_off
-        self._removed, self._marks, self._wipes, self._unclear = {}, [], [], set()
+        self._marks, self._wipes, self._unclear = [], [], set()
         self._contents, self._touched = {}, {}
         self._began = simulation.now
         if self._ape and self._ape.enabled and not self._is_off and not self._is_ape_behind(there):
@@ -369,7 +375,7 @@ class Promises:
             distro.lateness = 0.0
             distro.changed_rules = distro.reread = False
         for process in simulation.processes():
-            process.removals_seen = {}
+            process.removals_seen = dict(self._removed)
 
     def _quiet_interop(self, wsl: Entry | None) -> None:
         if self._is_off is None:
@@ -404,7 +410,7 @@ class Promises:
         makes = {world.content_of(rule) for of_service in mine.values() for rule in of_service}
         others = [other for other in self._simulation.distros if other is not distro and other.is_up]
         elsewhere = {content for other in others for content in other.contents}
-        services = {
+        services: dict[str, list[str]] = {
             name: [service for service, own in mine.items() if name in map(name_of, own)]
             for name in {*there, *self._own.get(distro, {})}
         }
@@ -431,7 +437,10 @@ class Promises:
         # The watch may have seen it only as it was between a removal and a registration.
         unseen = any(0 < wipe - self._touched.get(name, wipe) < 0.3 for wipe in self._wipes)
         replaced = not self._contents.get(name, set()) <= {entry.content}
-        was_up = all(is_active(distro, service) for service in services) and distro.booted < self._began
+        rules = distro.rules()
+        services = [service for service in services if entry.content in map(world.content_of, rules[service])]
+        was_up = any(is_active(distro, service) or service in distro.failed for service in services)
+        was_up = was_up and distro.booted < self._began
         if was_up and not (on_purpose or unseen or replaced) and self._lateness() < TOO_LATE:
             self._simulation.breaks(f"all is quiet, and {name} of {distro.name} is not back")
 

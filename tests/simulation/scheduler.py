@@ -236,7 +236,9 @@ class Simulation:
     def start_process(self, name: str, distro: world.Distro, main: Callable[[], None]) -> Process:
         """Have real code run."""
         process = Process(self, name, distro, main)
-        process.ready += process.pace()
+        seconds = process.pace()
+        process.ready += seconds
+        distro.lateness += seconds if seconds > ON_TIME else 0.0
         self.actors.append(process)
         return process
 

@@ -155,6 +155,8 @@ class Fcntl:
             me.descriptors[-fd] = argument
             return
         number = me.descriptors[-fd]
+        assert argument & fcntl.DN_MODIFY
+        assert argument & fcntl.DN_MULTISHOT
         if me.descriptors[fd] == own.UNITS:
             me.on_units = number
         else:

@@ -206,6 +206,7 @@ class Distro:
         self.is_shutting_down = False  # systemd stops its services
         self.is_shutdown = False  # its PID 1 is systemd-shutdown
         self.run_is_full = False
+        self.no_init_since = 0.0
         self.ended_cleanly = False
         self.watches = 0  # how many were started
         self.booted = self.leaves = self.ended = 0.0
