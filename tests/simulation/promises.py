@@ -439,8 +439,9 @@ class Promises:
         replaced = not self._contents.get(name, set()) <= {entry.content}
         rules = distro.rules()
         services = [service for service in services if entry.content in map(world.content_of, rules[service])]
-        was_up = any(is_active(distro, service) or service in distro.failed for service in services)
-        was_up = was_up and distro.booted < self._began
+        is_up = any(is_active(distro, service) for service in services) or distro.failed.issuperset(services)
+        was_up = is_up and distro.booted < self._began
+        unseen = unseen or bool(self._marks and self._missed)
         if was_up and not (on_purpose or unseen or replaced) and self._lateness() < TOO_LATE:
             self._simulation.breaks(f"all is quiet, and {name} of {distro.name} is not back")
 
