@@ -8,6 +8,7 @@ from typing import Dict, Iterator, List, NamedTuple, Optional
 from wsl_binfmt.diagnosis import (
     about_program,
     about_protection,
+    about_rules,
     about_session,
     about_settings,
     about_table,
@@ -29,12 +30,16 @@ from wsl_binfmt.diagnosis.problems import (
 
 WORKS, FAILS, USAGE, IS_ELSEWHERE, UNKNOWN = range(5)  # exit status
 # The most harmful problems are in the first of these, and the first in each.
-MODULES = [module.__name__ for module in (about_program, about_table, about_session, about_protection, about_settings)]
+MODULES = [
+    module.__name__
+    for module in (about_program, about_table, about_session, about_protection, about_rules, about_settings)
+]
 CATALOGUE: Dict[str, Problem] = {
     each.id: each for each in sorted(PROBLEMS.values(), key=lambda each: MODULES.index(each.check.__module__))
 }
 # What `unknown` of a machine has, as people would call it.
 SUBJECTS = {
+    "system": "what this machine is",
     "conf": "/etc/wsl.conf",
     "generated": "what the generator has written",
     "mounts": "what is mounted",
@@ -138,7 +143,7 @@ def _not_tried(machine: m.Machine) -> Iterator[str]:
 
 def _not_checked(machine: m.Machine, about: subject.Subject) -> Iterator[str]:
     for name, reason in machine.unknown.items():
-        yield f"{SUBJECTS.get(name, name)}: {reason}"
+        yield f"{SUBJECTS.get(name, name)}: {said_of(reason)}"
     if machine.table.entries is not None and machine.table.is_switched_on is None:
         yield "whether the whole table is switched off: only root can see that, run this with sudo"
     if machine.conf.state == m.MAY_NOT_LOOK:
