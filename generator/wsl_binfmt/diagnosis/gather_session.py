@@ -90,11 +90,13 @@ def is_listening(path: str) -> Optional[bool]:
 
 def _ancestors() -> Iterator[int]:
     pid = os.getppid()
-    while pid > 0:
+    while pid > 1:
         yield pid
         # The name may have blanks and parentheses.
         fields = read_file(f"/proc/{pid}/stat").rpartition(")")[2].split()
         pid = int(fields[1]) if len(fields) > 1 else 0
+    # A process that came from outside of this PID namespace, as by nsenter, has no parent here.
+    yield 1
 
 
 def default_user(conf: m.Conf) -> "tuple[int, List[int]]":
