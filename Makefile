@@ -208,8 +208,8 @@ first-change:
 	@grep -m 1 '^## ' CHANGELOG.md | grep -q '^## $(subst .,\.,$(VERSION)) (....-..-..)$$' || \
 		{ echo 'CHANGELOG.md does not begin with "## $(VERSION) (YYYY-MM-DD)"'; exit 1; }
 
-# What is made here, and debian/, which distributions bring.
-NOT_RELEASED = .git .venv .hypothesis .*_cache build debian dist
+# What is made here, also by dpkg-source, and debian/, which distributions bring.
+NOT_RELEASED = .git .pc .venv .hypothesis .*_cache build debian dist
 # Of a clone and of an unpacked release, it is the same: the version is in the packages' recipes.
 dist: first-change
 	rm -rf build/dist
@@ -221,7 +221,7 @@ dist: first-change
 				"$$version" "$$(sed -n 's/^Maintainer: //p' debian/control)" "$$(date -u -R -d "$$day")"; \
 		done | sed '$$d' >debian/changelog && \
 		sed -i -e 's/@VERSION@/$(VERSION)/' -e '$(if $(URL),s|@URL@|$(URL)|,/@URL@/d)' -e '/^%changelog/,$${/^%/!d}' \
-			rpm/wsl-binfmt-generator.spec arch/PKGBUILD && \
+			rpm/wsl-binfmt-generator.spec arch/PKGBUILD nixos/module.nix && \
 		python3 -IS rpm/changelog <../CHANGELOG.md >>rpm/wsl-binfmt-generator.spec && \
 		sed -i -e '/^# include/{r takes-effect.sh' -e 'd}' arch/wsl-binfmt-generator.install
 	tar -c -C build/dist --sort=name --mtime=@$(RELEASED) --owner=0 --group=0 --numeric-owner --mode=u=rwX,go=rX \

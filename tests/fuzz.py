@@ -17,7 +17,7 @@ import atheris
 
 import test_table
 import test_wsl_conf
-from wsl_binfmt import formats, interop, table
+from wsl_binfmt import interop, rules, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +67,7 @@ def unescaped(text: bytes) -> bytes:
 def entry(said: bytes) -> None:
     """Whatever the file of an entry says, its parts are found, and the rule made of them makes the same entry."""
     found = table.parse(said)
-    assert interop.is_as_registered(found) <= interop.leads_to_init(found) <= found.may_match(interop.WINDOWS)
+    assert interop.is_as_registered(found) <= interop.handles_windows(found) <= found.may_match(b"MZ")
     match = ENTRY.fullmatch(said)
     if not match or (match["mask"] and len(match["mask"]) != len(match["magic"])):
         return
@@ -92,7 +92,7 @@ def entry(said: bytes) -> None:
     assert as_registered(rule) == said.replace(b"disabled", b"enabled", 1 - found.enabled)
 
 
-def rules(text: bytes) -> None:
+def binfmt_d(text: bytes) -> None:
     """Of a file of binfmt.d, the rules that systemd registers, read_line() and apply_file() in its source."""
     (BUILD / "binfmt.d/x.conf").write_bytes(text)
     expected = []
@@ -100,12 +100,9 @@ def rules(text: bytes) -> None:
         line = re.sub(rb"\A[ \t\n\r]+|[ \t\n\r]+\Z", b"", line)
         if line and line[0] not in b"#;":
             expected.append(line)
-    assert [rule for _, _, rule in formats.rules_of_binfmt_d()] == expected
-    names = [re.split(re.escape(rule[:1]), rule[1:])[0] for rule in expected]
-    by_name = dict(zip((name.decode(errors="surrogateescape") for name in names), expected))
-    assert formats.rules(formats.SERVICES[0]) == {
-        name: rule for name, rule in by_name.items() if not re.match("WSLInterop(-held-by-|$)", name)
-    }
+    assert [rule for _, _, rule in rules.rules_of_binfmt_d()] == expected
+    # Each name has the rules that can be registered by it, in order.
+    assert all(made == [each for each in made if each[1] in expected] for made in rules.read().values())
 
 
 class Target(NamedTuple):
@@ -129,7 +126,7 @@ TARGETS = {
         [table, table.Entry, interop],
         shown,
     ),
-    "binfmt.d": Target(rules, [b"# x\n  ; y\r\n" + b"\n".join(test_table.RULES)], [formats]),
+    "binfmt.d": Target(binfmt_d, [b"# x\n  ; y\r\n" + b"\n".join(test_table.RULES)], [rules]),
 }
 
 
@@ -141,8 +138,7 @@ def main(target: str, seconds: str) -> None:
     for number, seed in enumerate(seeds):
         (corpus / f"seed-{number}").write_bytes(seed)
     (BUILD / "binfmt.d").mkdir(exist_ok=True)
-    # To mypy, how many there are is part of the type.
-    formats.BINFMT_D = (str(BUILD / "binfmt.d"),)  # type: ignore[assignment]
+    rules.BINFMT_D = (str(BUILD / "binfmt.d"),)  # type: ignore[assignment] # as mypy counts them
     functions = [function for module in modules for function in vars(module).values()]
     for function in [*functions, check, make]:
         if isinstance(function, types.FunctionType):

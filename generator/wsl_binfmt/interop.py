@@ -156,8 +156,10 @@ class Interop:
                         raise
                     was_free = False
             if self.disabled:
-                # Who enables it from here on means it.
-                self.inode = table.entries().get(NAME, self.inode)
+                # Who enables it from here on means it, unless another program has registered it anew.
+                wsl = table.read(NAME)
+                if wsl and (not wsl.enabled or wsl.extension == PLACEHOLDER_EXTENSION):
+                    self.inode = wsl.inode
         return plan
 
     def _learn_whether_disabled(self, wsl: "table.Entry | None") -> None:

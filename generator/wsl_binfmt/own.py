@@ -38,8 +38,9 @@ class OwnEntries:
         self._tell = tell
         # All distros have different PID namespaces.
         self._mark = f"{LEAVING}{posix.stat('/proc/self/ns/pid').st_ino}"
-        # The entries as of the last look.
+        # The entries as of the last look, and those of them that are not learned yet.
         self._before: "dict[str, int]" = saved.get("entries", {})
+        self._new: "set[str]" = set()
         # The rules, but for those of services that have been stopped.
         self._known: "dict[str, list[tuple[str, bytes]]]" = {}
         self._ended: "set[str]" = saved.get("ended", set())
@@ -50,6 +51,7 @@ class OwnEntries:
         self._foreign: "set[int]" = set()
         # When the table changed last, and first since it had settled; 0 if it has.
         self._changed = self._unsettled = 0.0
+        self._has_settled = False
         # What is to come back if it has a rule; and since when what is gone that does so only if another distro leaves.
         self._lost: "dict[str, None]" = dict.fromkeys(saved.get("lost", ()))
         self._gone: "dict[str, float]" = {}
@@ -87,8 +89,21 @@ class OwnEntries:
         is_wiped(). changed: whether the table has. reloaded: whether a service
         was. Returns when to look again although nothing changes; 0 for never.
         """
+        self.notice(entries, now, wiped=wiped, changed=changed)
+        self._look_at_marks(entries, now)
+        self._look_at_services(now, reloaded=reloaded)
+        self._learn(entries, [name for name in entries if name in self._new])
+        self._new = set()
+        settled = min(self._changed + QUIET, self._unsettled + QUIET_MAX) if self._unsettled else 0.0
+        if settled and (not self._has_settled or now >= settled):
+            self._settle(entries)
+            settled = 0.0
+        dues = [since + SECOND for since in (*self._marks.values(), *self._stopped.values())]
+        return min(filter(None, (settled, *dues)), default=0.0)
+
+    def notice(self, entries: "dict[str, int]", now: float, *, wiped: bool, changed: bool) -> None:
+        """See what has changed since the last look; its arguments are those of look()."""
         before, self._before = self._before, entries
-        is_first = not self._changed
         if changed or before != entries:
             # The oldest is registered again first.
             gone = [name for name in reversed([*before]) if name not in entries and name not in self._disabled]
@@ -97,15 +112,7 @@ class OwnEntries:
             # What came back and is gone again was removed on purpose.
             self._lost = {name: None for name in self._lost if name not in entries}
             self._lose(gone if wiped else [], now)
-        self._look_at_marks(entries, now)
-        self._look_at_services(now, reloaded=reloaded)
-        self._learn(entries, [name for name in entries if entries[name] != before.get(name)])
-        settled = min(self._changed + QUIET, self._unsettled + QUIET_MAX) if self._unsettled else 0.0
-        if settled and (is_first or now >= settled):
-            self._settle(entries)
-            settled = 0.0
-        dues = [since + SECOND for since in (*self._marks.values(), *self._stopped.values())]
-        return min(filter(None, (settled, *dues)), default=0.0)
+        self._new.update(name for name, inode in entries.items() if inode != before.get(name))
 
     def _lose(self, names: "Iterable[str]", now: float) -> None:
         """Have entries brought back when the table has settled."""
@@ -133,10 +140,10 @@ class OwnEntries:
             self._invocations[service] = invocation
             if invocation:
                 self._stopped.pop(service, None)
+                self._ended.discard(service)
             elif before:
                 self._stopped[service] = now
             if reloaded or (invocation != before and invocation):
-                self._ended.discard(service)
                 self._read_rules()
                 mine = [(name, own) for name, own in self._own.items() if own[0] == service]
                 old = [name for name, own in mine if own not in self._known.get(name, [])]
@@ -159,7 +166,7 @@ class OwnEntries:
 
     def _settle(self, entries: "dict[str, int]") -> None:
         """Bring back what is lost, and learn which entries are own now that all files have been written."""
-        self._unsettled = 0.0
+        self._unsettled, self._has_settled = 0.0, True
         self._read_rules()
         if self._lost:
             lost = {name: self._known[name] for name in self._lost if name in self._known}

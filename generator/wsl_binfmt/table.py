@@ -20,34 +20,18 @@ LOCK_MAX = 0.5  # seconds
 class Entry:
     """What a rule registers: which files it matches, and what runs them."""
 
-    __slots__ = ("enabled", "extension", "flags", "inode", "interpreter", "magic", "mask", "offset")
+    # Named as the kernel's documentation names them. With neither magic nor extension, nothing is known of the files.
+    enabled = True
+    interpreter = flags = b""
+    offset = 0  # of the magic in the file, in bytes
+    magic: "bytes | None" = None
+    mask: "bytes | None" = None  # as long as the magic; None if all bits count
+    extension: "bytes | None" = None
+    inode = 0  # as of entries()
 
-    def __init__(
-        self,
-        *,
-        enabled: bool,
-        interpreter: bytes,
-        flags: bytes,
-        offset: int = 0,
-        magic: "bytes | None" = None,
-        mask: "bytes | None" = None,
-        extension: "bytes | None" = None,
-    ) -> None:
-        """Describe an entry; its fields are named as the kernel's documentation names them.
-
-        flags: the letters. offset: of `magic` in the file, in bytes. mask: as long
-        as `magic`; None if all bits count. With neither `magic` nor `extension`,
-        nothing is known of the files that it matches.
-        """
-        # As of entries(); 0 if it was not read from there.
-        self.inode = 0
-        self.enabled = enabled
-        self.interpreter = interpreter
-        self.flags = flags
-        self.offset = offset
-        self.magic = magic
-        self.mask = mask
-        self.extension = extension
+    def __init__(self, **fields: "bool | bytes | int | None") -> None:
+        """Set fields."""
+        self.__dict__.update(fields)
 
     def may_match(self, start: bytes) -> bool:
         """Whether the magic of an entry like this matches a file that begins with `start` and may go on in any way."""
@@ -84,11 +68,9 @@ class Entry:
 
 
 def parse(text: bytes) -> Entry:
-    """Parse the text of an entry's file, entry_status() in the kernel.
+    """Parse the text of an entry's file, entry_status() in the kernel. An interpreter's path may have newlines in it.
 
-    Of a text that is not understood, as that of an entry of kind B (Linux 7.3), the
-    result has neither magic nor extension. The path of an interpreter may have
-    newlines in it.
+    A text that is not understood, as of kind B (Linux 7.3), gives neither magic nor extension.
     """
     state, _, rest = text.partition(b"\ninterpreter ")
     interpreter, flags_found, rest = rest.rpartition(b"\nflags: ")
@@ -139,10 +121,9 @@ def _escape(data: bytes, delimiter: int) -> bytes:
 
 
 def entries() -> "dict[str, int]":
-    """List the entries, the newest first: the order in which the kernel asks them.
+    """List the entries with their inodes, the newest first: the order in which the kernel asks them.
 
-    Returns their inodes by name. No two registrations have the same inode, so
-    that a name with its inode is one registration.
+    Each registration has another inode, as long as get_next_ino() of the kernel has not come round, at 2^32.
     """
     return {entry.name: entry.inode() for entry in posix.scandir(DIRECTORY) if entry.name not in CONTROLS}
 

@@ -78,15 +78,24 @@ class Watch:
         try:
             due = self._look()
         except OSError as e:
-            failure = f"cannot change {e.filename or table.DIRECTORY}: {e.strerror}"
-            if failure != self._failure:
-                self._tell(failure)
-                self._failure = failure
-            self._retry = min(2 * self._retry, RETRY_MAX)
+            self._fail(e)
+            # Each change is looked at anyway, so that a burst of them is no reason to wait for long.
+            self._retry = POLL if changed else min(2 * self._retry, RETRY_MAX)
             return time.monotonic() + self._retry
-        self._failure = ""
         self._retry = POLL
+        try:
+            # Last: nothing else has to wait where /run is full.
+            self._save()
+            self._failure = ""
+        except OSError as e:
+            self._fail(e)
         return due
+
+    def _fail(self, error: OSError) -> None:
+        failure = f"cannot change {error.filename or table.DIRECTORY}: {error.strerror}"
+        if failure != self._failure:
+            self._tell(failure)
+            self._failure = failure
 
     def _look(self) -> float:
         now = time.monotonic()
@@ -102,6 +111,8 @@ class Watch:
             _, fault, _ = self._interop.repair(plan, wiped=wiped)
             if fault:
                 self._tell(f"{fault}: restored", repair=True)
+            # Not what is there after the repair: that has made other entries of those that were there.
+            self._own.notice(entries, now, wiped=wiped, changed=self._changed)
             self._repairs_in_a_row += 1
             # A program that undoes each repair must not have the machine busy with it.
             return now + (0.1 if self._repairs_in_a_row > IN_A_ROW_MAX else 0.0)
@@ -109,8 +120,6 @@ class Watch:
         self._look_at_status()
         due = self._own.look(entries, now, wiped=wiped, changed=self._changed, reloaded=self._reloaded)
         self._changed = self._reloaded = False
-        # Last: nothing else has to wait where /run is full.
-        self._save()
         return min(filter(None, (plan[2], due)), default=0.0)
 
     def _look_at_status(self) -> None:

@@ -64,10 +64,10 @@ def assert_that_the_previous_release_is_gone(distro: bed.Distro) -> None:
 
 def compiled_for(distro: bed.Distro) -> str:
     """The Python that all modules are compiled for, which takes them, and for which nothing else is."""
-    modules = [path.with_suffix("") for path in distro.path(MODULES).rglob("*.py")]
-    compiled = [(path.parent.parent, *path.name.split(".")) for path in distro.path(MODULES).rglob("__pycache__/*")]
-    assert sorted(directory / name for directory, name, _, _ in compiled) == sorted(modules)
-    (tag,) = {tag for _, _, tag, _ in compiled}
+    modules = {path.with_suffix("") for path in distro.path(MODULES).rglob("*.py")}
+    compiled = [(path.parent.parent, path.name.split(".")) for path in distro.path(MODULES).rglob("__pycache__/*")]
+    assert sorted(directory / parts[0] for directory, parts in compiled) == sorted(modules)
+    (tag,) = {parts[1] for _, parts in compiled}
     said = distro.run("/usr/bin/python3", "-v", "-BIS", "/usr/bin/wsl-binfmt", "--version")
     assert f"code object from '{MODULES}/__pycache__/command.{tag}.pyc'" in said
     assert f"code object from {MODULES}/" not in said

@@ -95,7 +95,7 @@ def test_installation_takes_effect_at_once(any_vm: bed.Vm, boot: Boot, deb: Path
     with distro.launching() as launches:
         for _ in range(3):
             distro.systemctl("restart", "systemd-binfmt.service")
-    assert launches.count > 100
+    assert launches.count > 50
     assert launches.failed == 0
     assert distro.systemctl("is-system-running").strip() == "running"
 
@@ -264,6 +264,21 @@ def test_policy_rc_d_is_asked(vm: bed.Vm, boot: Boot, deb: Path) -> None:
     assert distro.systemctl("is-active", GUARD, WATCH).split() == ["active", "active"]
     assert right(vm)
     script(distro, "goes-away")
+
+
+def test_ubuntus_former_drop_in_is_lifted(any_vm: bed.Vm, boot: Boot, deb: Path) -> None:
+    """As packaging/README.md says."""
+    drop_in = "/usr/lib/systemd/system/systemd-binfmt.service.d/wsl.conf"
+    distro = boot(any_vm, files={drop_in: "[Unit]\nConditionVirtualization=!wsl\n"})
+    dpkg(distro, "--install", deb)
+    assert "qemu-aarch64" not in any_vm.names()
+    readme = (bed.TREE / "packaging/README.md").read_text()
+    (commands,) = (block for block in re.findall("```sh\n(.*?)```", readme, re.DOTALL) if "/dev/null" in block)
+    with distro.launching() as launches:
+        distro.shell(commands)
+    assert launches.failed == 0
+    assert "qemu-aarch64" in any_vm.names()
+    assert distro.systemctl("is-system-running").strip() == "running"
 
 
 # Of what the package depends on: a directory of debconf, and what usrmerge writes on Debian 11.

@@ -70,7 +70,7 @@ class Image(NamedTuple):
 
 @pytest.fixture(scope="session", params=MANAGERS)
 def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, release: Path) -> Iterator[Image]:
-    """An image in which a package was installed, on a machine that is not WSL and has formats of its own."""
+    """An image in which a package was installed, on a machine that is not WSL and has entries of its own."""
     manager = MANAGERS[request.param]
     (package,) = (release / "dist").glob(manager.packages)
     directory = tmp_path_factory.mktemp("image")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import bed
-from checks import right
+from checks import eventually, right
 from managers import (
     KILLED,
     MANAGERS,
@@ -76,7 +76,7 @@ def test_it_comes_is_upgraded_and_goes(
     distro.systemctl("start", *UNITS)
     # On WSL 3.0, systemd-binfmt.service of Debian 12 has failed at boot, which newer ones do not.
     distro.systemctl("reset-failed")
-    assert right(any_vm)
+    eventually(lambda: right(any_vm))
     assert distro.systemctl("is-active", *UNITS).split() == ["active", "active"]
     assert distro.systemctl("is-system-running").strip() == "running"
     with distro.launching() as launches:

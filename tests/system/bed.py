@@ -226,7 +226,7 @@ class Vm:
             except BlockingIOError:
                 print(WAITING, end="", file=sys.stderr)
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            # Whoever others wait for is not to wait for their builds, as it would with the priority of tests/packages.
+            # With the usual priority, also in tests/packages: other processes wait for this one.
             stack.callback(os.setpriority, os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0))
             os.setpriority(os.PRIO_PROCESS, 0, 0)
             clear_up()
@@ -517,8 +517,8 @@ class Distro:
     def interop_socket(self, name: str = "1_interop") -> Iterator[str]:
         """Have a socket in /run/WSL that listens, as a session has; yields its path.
 
-        From the first one on, /init needs one: that of WSL_INTEROP, or of an ancestor. A file in the place of one that
-        nobody listens on is a socket whose session has ended.
+        From the first one on, /init needs one: that of WSL_INTEROP, or of an ancestor. A file in the place of a
+        socket that listens is that of a session that has ended.
         """
         directory = self.path("/run/WSL")
         directory.mkdir(exist_ok=True)

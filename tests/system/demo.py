@@ -10,11 +10,11 @@ import bed
 
 RESTART = "systemctl restart systemd-binfmt.service"
 PRINT_OUTPUT = """
-cd /run/systemd/generator
-for file in $(find . ! -type d '(' -name '*wsl-binfmt*' -o -name '*status.mount' ')' | sort); do
-    echo "$file"
-    if [ -L "$file" ]; then echo "    -> $(readlink "$file")"; else sed 's/^/    /' "$file"; fi
+cd /run/systemd
+for file in $(find generator ! -type d '(' -name '*wsl-binfmt*' -o -name '*status.mount' ')' | sort); do
+    if [ -L "$file" ]; then echo "$file -> $(readlink "$file")"; else echo "$file"; sed 's/^./    &/' "$file"; fi
 done
+find generator.early -path '*binfmt*.d/*' -lname /dev/null -printf '%p -> %l\\n' | sort
 """
 
 
@@ -51,7 +51,7 @@ def main() -> int:
         with vm.distro() as distro:
             print("\nThe same with wsl-binfmt-generator installed")
             show(distro, "/init /tmp/program.exe")
-            print("\nA wipe of the table, as by another distro that shuts down")
+            print("\nA wipe of the table, as by a container")
             print("  # echo -1 >/proc/sys/fs/binfmt_misc/status")
             vm.write("status", "-1")
             lost = time.monotonic()

@@ -37,7 +37,7 @@ int main(int argc, char **argv) {
         posix_spawn_file_actions_init(&quiet);
         posix_spawn_file_actions_addopen(&quiet, 1, "/dev/null", O_WRONLY, 0);
         sigaction(SIGTERM, &action, NULL);
-        /* Tells whoever started this that launches happen from now on. */
+        /* Tells the program that started this one that launches happen from now on. */
         printf("launching\n");
         fflush(stdout);
         while (!done && (end == 0 || now() < end)) {

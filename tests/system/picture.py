@@ -39,7 +39,7 @@ def draw_status() -> None:
     """Draw wsl-binfmt where wine has taken Windows programs over, and have the README say the same."""
     with bed.Vm() as vm, vm.distro(files={"/etc/binfmt.d/wine.conf": WINE}) as distro:
         # As on a machine that was not protected when wine was installed.
-        distro.systemctl("stop", "wsl-binfmt.service")
+        distro.systemctl("stop", "wsl-binfmt-watch.service")
         vm.write("wine", "-1")
         vm.register(WINE)
         time.sleep(0.1)

@@ -52,7 +52,7 @@ def test_nothing_happens_in(kind: str, vm: Vm, boot: Boot) -> None:
 
 
 def test_wsl_that_sets_no_environment(vm: Vm, boot: Boot) -> None:
-    """Before WSL 2.5 only the kernel's release tells."""
+    """The kernel's release tells where WSL does not set `container`."""
     distro = boot(vm, environment={}, kernel=WSL_KERNEL)
     assert active(distro) == list(OUR_UNITS)
     distro.systemctl("restart", "systemd-binfmt.service")
@@ -68,7 +68,7 @@ def test_protect_binfmt_off(vm: Vm, boot: Boot) -> None:
 
 
 def test_interop_off(vm: Vm, boot: Boot) -> None:
-    """The distro wipes for nobody, and registers for nobody."""
+    """The distro neither empties the table nor registers WSLInterop, and removes its own entries."""
     distro = boot(vm, files={"/etc/wsl.conf": "[interop]\nenabled=false\n"})
     assert active(distro) == ["proc-sys-fs-binfmt_misc-status.mount"]
     assert distro.systemctl("is-system-running").strip() == "running"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whatever call fails, and wherever a program is killed: see faults.py, of which this runs a part."""
+"""Each system call may fail, and each may be the last: a part of faults.py, and more."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def test_command(name: str) -> None:
 @pytest.mark.parametrize(
     ("fault", "options"), [("full", "size=4k"), ("out of inodes", "nr_inodes=1"), ("read-only", "ro,size=4k")]
 )
-def test_notes_that_cannot_be_written(vm: Vm, boot: Boot, fault: str, options: str) -> None:
-    """Windows programs start, nothing fails, and it is said; what could not be noted is once it can."""
+def test_a_state_file_that_cannot_be_written(vm: Vm, boot: Boot, fault: str, options: str) -> None:
+    """Windows programs start, and nothing fails. The file is written as soon as that is possible."""
     distro = boot(vm, files=OURS, start_limit=False)
     eventually(lambda: quiet(distro))
     distro.shell(f"mount -t tmpfs -o {options} tmpfs /run/wsl-binfmt")
@@ -83,7 +83,7 @@ def main_pid(distro: Distro) -> str:
 
 
 def test_the_watch_is_stopped_and_continued(vm: Vm, boot: Boot) -> None:
-    """The services do their part without it, and what happened meanwhile is put right as soon as it goes on."""
+    """The services need no watch, and what happened meanwhile is repaired as soon as it goes on."""
     distro = boot(vm, files=OURS, start_limit=False)
     eventually(lambda: quiet(distro))
     distro.run("kill", "-STOP", main_pid(distro))
@@ -95,7 +95,7 @@ def test_the_watch_is_stopped_and_continued(vm: Vm, boot: Boot) -> None:
     distro.run("kill", "-CONT", main_pid(distro))
     eventually(lambda: right(vm) and distro.interop() and "x" in vm.names())
     assert distro.wait_until_up() == "running"
-    # Stopped while it has the lock, or waits for it, it keeps nobody from anything for long.
+    # Stopped while it has the lock, or waits for it, it delays no other program for long.
     distro.run("kill", "-STOP", main_pid(distro))
     begun = time.monotonic()
     distro.run("flock", "--no-fork", f"{TABLE}/register", "wsl-binfmt", "restore")
@@ -104,7 +104,7 @@ def test_the_watch_is_stopped_and_continued(vm: Vm, boot: Boot) -> None:
 
 
 def test_the_watch_is_out_of_memory(vm: Vm, boot: Boot) -> None:
-    """It ends, if it must, and the next one begins where it was."""
+    """It ends, if it must, and the next watch knows what it knew."""
     distro = boot(vm, files=OURS)
     eventually(lambda: quiet(distro))
     distro.run("prlimit", f"--pid={main_pid(distro)}", "--as=1")
@@ -117,7 +117,7 @@ def test_the_watch_is_out_of_memory(vm: Vm, boot: Boot) -> None:
 
 
 def test_systemctl_hangs(vm: Vm, boot: Boot) -> None:
-    """service-hook asks it what is done with the service, and does without an answer after a second."""
+    """The watch asks it whether a service that has stopped has failed, and waits a second at most for the answer."""
     distro = boot(vm, files=OURS, start_limit=False)
     eventually(lambda: quiet(distro))
     distro.shell(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Machines that people have: WSL's own means and an administrator's beside ours, APE, and what is broken for a moment."""
+"""Machines that people have: units and drop-ins of WSL and of administrators, APE, what is broken for a moment."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_wsls_own_override_is_masked_and_an_administrators_is_not(vm: Vm, boot: 
 
 
 def test_ape_stays_in_front(any_vm: Vm, boot: Boot) -> None:
-    """llamafile runs natively, whatever is done to WSLInterop; ordinary Windows programs go to Windows."""
+    """A llamafile runs natively, whatever is done to WSLInterop; /init handles ordinary Windows programs."""
     distro = boot(any_vm, files={**bed.APE, "/etc/binfmt.d/ours.conf": ":ours:M::ours::/bin/true:\n"})
     eventually(lambda: quiet(distro) and "APE" in any_vm.names())
     ape = distro.windows_program("/tmp/x.llamafile", bed.APE_MAGIC)
@@ -103,7 +103,7 @@ def test_an_entry_for_ape_of_another_distro(vm: Vm, boot: Boot) -> None:
 
 
 def test_disabled_at_every_instant(any_vm: Vm, boot: Boot) -> None:
-    """After `echo 0 >WSLInterop`, no program starts because of the watch, through wipes, losses, rivals and restarts."""
+    """After `echo 0 >WSLInterop`, no program starts because of the watch, through wipes, losses and restarts."""
     distros = [boot(any_vm, start_limit=False) for _ in range(2)]
     for distro in distros:
         eventually(lambda distro=distro: quiet(distro))  # type: ignore[misc]

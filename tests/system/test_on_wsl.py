@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""tests/on-wsl/check.sh, which is for a real WSL, tried where stand-ins take the place of cmd.exe and wsl.exe."""
+"""tests/on-wsl/check.sh, which is for a real WSL, tried with scripts in place of cmd.exe and wsl.exe."""
 
 from __future__ import annotations
 

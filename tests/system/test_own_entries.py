@@ -42,7 +42,7 @@ def gone(vm: Vm, *names: str, seconds: float = 2) -> None:
 
 @pytest.mark.kernel
 def test_they_end_with_the_service(any_vm: Vm, boot: Boot) -> None:
-    """The own entries are removed when it stops; what is another's is not, be it of the same name."""
+    """The own entries are removed when it stops. Other entries stay, also one by the name of a rule."""
     any_vm.write("register", ":theirs:M::theirs::/bin/true:")
     any_vm.write("register", ":x:M::before::/bin/true:")
     distro = boot(any_vm, files=OURS, emulators=0)
@@ -129,7 +129,7 @@ def test_changed_rules_of_update_binfmts(vm: Vm, boot: Boot) -> None:
 
 
 def test_update_binfmts_by_hand(vm: Vm) -> None:
-    """What an administrator disables stays removed; what a package's script imports comes back, and ends with the distro."""
+    """What an administrator disables stays removed. What a package imports comes back, and ends with the distro."""
     files = {"/usr/share/binfmts/p": "package p\ninterpreter /bin/true\nmagic pppp\n", **OURS, **OF_BINFMT_SUPPORT}
     files["/var/lib/binfmts/x"] = "x\nmagic\n0\nxxxx\n\n/bin/true\n\n\n\nyes\n"
     with vm.distro(files=files) as distro:
@@ -150,7 +150,7 @@ def test_update_binfmts_by_hand(vm: Vm) -> None:
 
 @pytest.mark.parametrize("conf", ["", "[interop]\nenabled=false\n"])
 def test_they_end_with_the_distro(any_vm: Vm, conf: str) -> None:
-    """After a shutdown only what others registered is there; also of a distro that does not want WSLInterop."""
+    """After a shutdown, the entries of other distros are left; also of a distro that does not want WSLInterop."""
     # binfmt-support.service is not stopped at a shutdown: the watch removes its entries.
     files = {**OURS, "/etc/wsl.conf": conf, **({} if conf else OF_BINFMT_SUPPORT)}
     ours = {"x", "y"} if conf else {"x", "y", "z"}
@@ -215,8 +215,8 @@ def test_a_rule_that_matches_every_program(vm: Vm, boot: Boot) -> None:
     assert "native" not in vm.names()
 
 
-def test_a_killed_distro_takes_nothing_along(vm: Vm) -> None:
-    """This is what the manual says."""
+def test_a_killed_distro_leaves_its_entries(vm: Vm) -> None:
+    """As wsl-binfmt-generator(8) says."""
     with vm.distro(files=OURS) as distro:
         distro.kill()
     assert {"x", "y"} <= set(vm.names())
@@ -235,7 +235,7 @@ def test_a_restart_is_not_a_stop(any_vm: Vm, boot: Boot) -> None:
 
 
 def test_peers_with_the_same_rules(any_vm: Vm, boot: Boot) -> None:
-    """Whichever of them stops, a foreign program runs again in the others within a second."""
+    """When one of them stops, a foreign program runs again in the others within a second."""
     distros = [boot(any_vm) for _ in range(3)]
     program = foreign_program(distros[0])
     for distro in distros:
@@ -343,7 +343,7 @@ def test_a_stopped_distros_disk_is_not_in_use(any_vm: Vm, boot: Boot, installed:
 
 @pytest.mark.kernel
 def test_the_table_switched_off(any_vm: Vm, boot: Boot) -> None:
-    """`echo 0 >status` by another: said with what ends it, and ended by hand only."""
+    """`echo 0 >status` by another distro: the watch says how to end it, and does not end it."""
     distro = boot(any_vm)
     eventually(lambda: quiet(distro))
     any_vm.write("status", "0")

@@ -106,7 +106,7 @@ def test_two_restart_at_once(any_vm: Vm, boot: Boot, names: str) -> None:
 
 
 def test_two_with_the_same_rule_start_at_once(vm: Vm, boot: Boot) -> None:
-    """What either registered then is not removed with the other's."""
+    """When one of them stops its service, the entry of the other is there again within a second."""
     files = {"/etc/binfmt.d/x.conf": ":x:M::xxxx::/bin/true:F\n"}
     distros = [boot(vm, files=files, emulators=0, start_limit=False) for _ in range(2)]
     for _ in range(20):
@@ -133,7 +133,7 @@ def test_shutdown_takes_no_longer(vm: Vm, boot: Boot) -> None:
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("command", ["restore", "watch"])
 def test_killed_at_any_step(command: str, write: int, vm: Vm, boot: Boot) -> None:
-    """A repair that is killed at a write leaves a handler, and the next one mends all."""
+    """A repair that is killed at a write leaves an entry for Windows programs, and the next repair mends all."""
     distro = boot(vm)
     distro.systemctl("stop", "wsl-binfmt-watch.service")
     eventually(lambda: right(vm))

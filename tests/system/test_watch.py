@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Losses, whoever causes them, are repaired at once, and only losses are."""
+"""What is removed or outranked is restored at once, whichever program did that, and nothing else is changed."""
 
 from __future__ import annotations
 
@@ -150,8 +150,8 @@ def test_losses_while_booting(vm: Vm, boot: Boot) -> None:
     eventually(lambda: "ours" in vm.names() and right(vm) and quiet(distro))
 
 
-def test_a_boot_while_somebody_undoes_every_repair(vm: Vm, boot: Boot) -> None:
-    """Nothing waits for who of the two gives in, and nothing fails."""
+def test_a_boot_while_every_repair_is_undone(vm: Vm, boot: Boot) -> None:
+    """The boot does not wait for the end of that, and nothing fails."""
     stop = threading.Event()
 
     def undo() -> None:
@@ -261,7 +261,7 @@ def test_flags_that_wsl_may_add_are_left_alone(vm: Vm, boot: Boot) -> None:
     assert inodes(vm)["WSLInterop"] == before
 
 
-def test_a_users_lock_delays_nobody(vm: Vm, boot: Boot) -> None:
+def test_a_users_lock_delays_nothing(vm: Vm, boot: Boot) -> None:
     """Any user may lock the table's directory; only root may open what we lock."""
     distro = boot(vm, start_limit=False)
     distro.systemctl("start", "systemd-binfmt.service")
@@ -303,8 +303,8 @@ def test_a_thousand_registrations(any_vm: Vm, boot: Boot) -> None:
     assert distro.wait_until_up() == "running"
 
 
-def test_a_table_that_somebody_fills(vm: Vm, boot: Boot) -> None:
-    """Root of another distro may do so: it takes longer, and all works."""
+def test_a_table_with_100000_entries(vm: Vm, boot: Boot) -> None:
+    """Root of another distro may register so many: a look takes longer, and all works."""
     distro = boot(vm)
     for number in range(100_000):
         vm.write("register", f":f{number}:M::f{number}::/bin/true:")
@@ -393,7 +393,7 @@ def step(vm: Vm, distros: list[Distro], action: str, rng: random.Random) -> None
             vm.write("WSLInterop", "-1")
             vm.write("register", ":WSLInterop:M::MZ::/bin/true:")
     except (OSError, IndexError):
-        # Somebody was faster, which is what this is about.
+        # Another distro was faster, which is what this is about.
         return
     if action.startswith(("restart", "reload")):
         verb, unit = action.split()
@@ -450,7 +450,7 @@ def test_after_any_storm_the_table_is_right(stormy: tuple[Vm, list[Distro]], ste
 
 
 def test_a_loss_during_a_daemon_reload(vm: Vm, boot: Boot) -> None:
-    """What the generator has decided is not to be seen for a moment then."""
+    """What the generator has written is not there for a moment then."""
     distro = boot(vm)
     eventually(lambda: quiet(distro))
     # A generator that causes the loss is as much "during" as can be.
@@ -462,7 +462,7 @@ def test_a_loss_during_a_daemon_reload(vm: Vm, boot: Boot) -> None:
 
 
 def test_two_distros_with_other_rules_of_one_name(vm: Vm, boot: Boot) -> None:
-    """They do not take the name from one another for ever."""
+    """Neither watch replaces the entry of the other distro."""
     distros = [
         boot(vm, files={"/etc/binfmt.d/wine.conf": f":wine:M::MZ::/bin/{name}:\n"}, emulators=0)
         for name in ("true", "false")

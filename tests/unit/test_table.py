@@ -46,7 +46,7 @@ def entry(magic: bytes | None = b"MZ", offset: int = 0, mask: bytes | None = Non
         (entry(b"xy", mask=b"\0\0"), b"MZ", True),
         (entry(b"xZ", mask=b"\0\xff"), b"MZ", True),
         (entry(b"xX", mask=b"\0\xff"), b"MZ", False),
-        (entry(None), b"MZ", True),  # goes by the name's extension
+        (entry(None), b"MZ", False),  # goes by the name's extension
         (entry(), b"", True),
     ],
 )
@@ -100,8 +100,7 @@ def test_is_as_registered(old: bytes, new: bytes, expected: bool) -> None:
     ("name", "expected"),
     [
         ("WSLInterop", True),
-        (interop.stand_in(), True),
-        ("WSLInterop-held-by-1", True),
+        ("WSLInterop-temporary", True),
         ("WSLInterop-late", False),
         ("wslinterop", False),
         ("WSLInterop ", False),
@@ -110,7 +109,7 @@ def test_is_as_registered(old: bytes, new: bytes, expected: bool) -> None:
     ],
 )
 def test_is_ours(name: str, expected: bool) -> None:
-    """WSL's entry and the stand-ins; WSLInterop-late is WSL's own affair."""
+    """WSLInterop and the temporary entry; WSLInterop-late is WSL's own affair."""
     assert interop.is_ours(name) is expected
 
 
@@ -161,13 +160,15 @@ def test_extension(extension: bytes) -> None:
         WSL.replace(b"flags: PF\n", b""),
         WSL + b"mask ff\n",
         WSL + b"mask\n",
+        b"enabled\nbpf name\nbpf-interpreter 0 /init\nflags: \n",  # of kind B, Linux 7.3
     ],
 )
 def test_not_understood(said: bytes) -> None:
-    """A text that is not understood may match anything, and is nobody's."""
+    """An entry whose text is not understood is nobody's rival, and is left where it is."""
     found = table.parse(said)
-    assert found.may_match(b"MZ")
     assert not interop.is_as_registered(found)
+    assert not interop.is_rival(found)
+    assert not interop.is_specific(found)
 
 
 WORDS = [
