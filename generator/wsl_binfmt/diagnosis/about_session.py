@@ -139,7 +139,7 @@ def describe(element: m.Element) -> str:
 def refused(machine: m.Machine, way: List[m.Element], right: int) -> Optional[m.Element]:
     """Tell which element refuses the default user a right, by its mode; None if none does."""
     session = machine.session
-    if session.default_uid == 0:
+    if session.default_uid in (None, 0):
         return None
     for element in way:
         shift = 6 if element.uid == session.default_uid else 3 if element.gid in session.default_gids else 0

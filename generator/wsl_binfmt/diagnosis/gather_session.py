@@ -99,8 +99,10 @@ def _ancestors() -> Iterator[int]:
     yield 1
 
 
-def default_user(conf: m.Conf) -> "tuple[int, List[int]]":
+def default_user(conf: m.Conf) -> "tuple[Optional[int], List[int]]":
     """Tell for whom Windows acts, with the groups: who is named in /etc/wsl.conf, or else as a rule uid 1000."""
+    if conf.state not in (m.THERE, m.GONE):
+        return None, []
     name = next((each.value for each in conf.settings if each.name == "user.default"), "")
     users = [line.split(":") for line in read_file("/etc/passwd").split("\n")]
     users = [fields for fields in users if len(fields) >= 4 and fields[2].isdigit() and fields[3].isdigit()]
