@@ -21,6 +21,7 @@ from wsl_binfmt.diagnosis.problems import (
     RELOAD,
     RESTART,
     SERVICE,
+    SERVICES,
     WARNING,
     Found,
     binfmt_d,
@@ -100,6 +101,11 @@ def unit_failed(machine: m.Machine) -> Iterator[Found]:
     Mend the rule, or what keeps the drop-in from its effect, and restart the
     service.
     """
+    for name in SERVICES[1:]:
+        other = unit(machine, name)
+        if other.active == "failed":
+            restart = f"sudo systemctl restart {name}" if is_guarded_by_drop_in(other) else None
+            yield Found([f"systemctl status {name}"], restart, summary=f"{name} has failed.")
     service = unit(machine, SERVICE)
     if service.active != "failed":
         return
