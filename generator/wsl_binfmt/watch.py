@@ -48,8 +48,8 @@ class Watch:
         try:
             # A look takes less than a millisecond, and until it ends Windows programs may fail to start.
             posix.sched_setscheduler(0, posix.SCHED_RR | posix.SCHED_RESET_ON_FORK, posix.sched_param(1))
-        except OSError:
-            pass  # a kernel with CONFIG_RT_GROUP_SCHED
+        except OSError:  # a kernel with CONFIG_RT_GROUP_SCHED
+            posix.setpriority(posix.PRIO_PROCESS, 0, -20)
         for directory, number in (table.DIRECTORY, signal.SIGIO), (own.UNITS, signal.SIGUSR1):
             try:
                 descriptor = posix.open(directory, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
