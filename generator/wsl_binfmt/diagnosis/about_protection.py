@@ -85,6 +85,7 @@ def generator_missing_output(machine: m.Machine) -> Iterator[Found]:
     """The generator ran and failed.
 
     Its message in the kernel log says what could not be written.
+
     Mend that, and run `sudo systemctl daemon-reload`.
     """
     failure = _failure(machine)
@@ -107,6 +108,7 @@ def reload_needed(machine: m.Machine) -> Iterator[Found]:
 
     /etc/wsl.conf, a drop-in or this package has changed since systemd has run
     the generators, or systemd has not read what they wrote.
+
     Run `sudo systemctl daemon-reload`.
     """
     if _is_reload_due(machine) and not _failure(machine):
@@ -155,6 +157,7 @@ def override_in_the_way(machine: m.Machine) -> Iterator[Found]:
 
     It empties the setting BindPaths=, or hides the drop-in by its name. A start
     or stop of the service then empties the table.
+
     Take that line out of it, or give the file another name.
     """
     for name in SERVICES:
@@ -190,6 +193,7 @@ def guard_inactive(machine: m.Machine) -> Iterator[Found]:
 
     The guard is a file that cannot be written, over the table's file `status`.
     Without it, the shutdown of this distro empties the table for all distros.
+
     Start it; `systemctl status` of it says why it is not active.
     """
     state = unit(machine, GUARD)
@@ -206,6 +210,7 @@ def watch_inactive(machine: m.Machine) -> Iterator[Found]:
     Another distro, a container or a package can remove WSLInterop, or register
     an entry that takes Windows programs. The watch is the process that repairs
     that.
+
     Start it; `systemctl status wsl-binfmt-watch.service` says why it does not run.
     """
     state = unit(machine, WATCH)

@@ -98,6 +98,7 @@ def unit_failed(machine: m.Machine) -> Iterator[Found]:
     registered. Or WSL 2.8.9 or later did not let the service empty the table,
     which makes systemd 250 to 261 fail, if the drop-in of this package is not in
     effect. The system is then `degraded`, and `nixos-rebuild switch` fails.
+
     Mend the rule, or what keeps the drop-in from its effect, and restart the
     service.
     """
@@ -149,6 +150,7 @@ def rule_redefines_wslinterop(machine: m.Machine) -> Iterator[Found]:
     Each restart of systemd-binfmt.service registers it, and the watch has to
     replace it, so that a program may fail. With this package the rule has no
     use.
+
     Take it out.
     """
     for rule in binfmt_d(machine):
@@ -164,6 +166,7 @@ def rule_matches_native(machine: m.Machine) -> Iterator[Found]:
     interpreter, so that none runs. The watch never brings such an entry back.
     If no program runs any more, a shell that is still open can remove the entry,
     as root, by its own echo: `echo -1 >/proc/sys/fs/binfmt_misc/NAME`.
+
     Take the rule out.
     """
     native = bytes.fromhex(machine.system.native)

@@ -53,6 +53,7 @@ def no_interop_socket(machine: m.Machine) -> Iterator[Found]:
     or one that belongs to a process that this one descends from. Services,
     cron, `[boot] command` and machinectl have none on WSL that lacks
     /run/WSL/1_interop. The socket of another terminal serves, while that is open.
+
     Set WSL_INTEROP to it.
     """
     session = machine.session
@@ -74,6 +75,7 @@ def interop_socket_dead(machine: m.Machine) -> Iterator[Found]:
     may keep the name of a socket whose terminal was closed. If the file is gone,
     /init takes the socket of a process that this one descends from, if there is
     one; then this is a warning.
+
     Set WSL_INTEROP to a socket in /run/WSL at which something listens, or open a
     new terminal.
     """
@@ -97,6 +99,7 @@ def cwd_untranslatable(machine: m.Machine) -> Iterator[Found]:
     /init hands the current directory to Windows. If it was removed, /init ends
     with exit status 1. If it has no path in UTF-8, the program starts in another
     directory.
+
     Change to another directory.
     """
     state = machine.session.cwd.state
@@ -115,6 +118,7 @@ def cwd_not_for_default_user(machine: m.Machine) -> Iterator[Found]:
     user, whoever runs the program. That user is `default=` under [user] in
     /etc/wsl.conf, or else as a rule the one with the number 1000. That user must
     be allowed to enter all directories above the current one.
+
     Change to another directory, such as / or that user's home.
     """
     cwd = machine.session.cwd

@@ -71,6 +71,7 @@ def interop_off(machine: m.Machine) -> Iterator[Found]:
 
     `enabled=false` under [interop] does, from the next start of the distro on.
     Nothing is registered then, and other distros are not disturbed.
+
     Remove that line if you want them, and restart the distro.
     """
     if not machine.conf.interop and not is_pending(machine):
@@ -85,6 +86,7 @@ def protection_off(machine: m.Machine) -> Iterator[Found]:
 
     `protectBinfmt=false` under [boot] does, from the next start of the distro
     on, and switches WSL's own protection off as well.
+
     Remove that line if you want it, and restart the distro.
     """
     if not machine.conf.protect and not is_pending(machine):
@@ -117,6 +119,7 @@ def config_error(machine: m.Machine) -> Iterator[Found]:
 
     WSL reads /etc/wsl.conf up to the first line that it does not understand.
     What is below that line counts for nothing.
+
     Mend the line, or make it a comment.
     """
     conf = machine.conf
