@@ -11,6 +11,7 @@ from wsl_binfmt.diagnosis.problems import (
     SHOWN_MAX,
     TERMINATE,
     WARNING,
+    WINDOWS,
     WSL_CONF,
     Found,
     at_line,
@@ -65,7 +66,7 @@ CHANGES = {
 }
 
 
-@problem(NOTE)
+@problem(NOTE, WINDOWS)
 def interop_off(machine: m.Machine) -> Iterator[Found]:
     """/etc/wsl.conf switches Windows programs off.
 
