@@ -136,13 +136,13 @@ fuzz: .venv/done
 	$(REQUIREMENTS) fuzz | .venv/bin/pip install --quiet --requirement /dev/stdin
 	@for target in wsl.conf entry binfmt.d; do \
 		rm -rf build/fuzz/tmp; mkdir -p build/fuzz/tmp; \
-		PYTHONPATH=generator:tests/unit TMPDIR=build/fuzz/tmp .venv/bin/python -B tests/fuzz.py $$target $(SECONDS) || exit 1; \
+		PYTHONPATH=generator:tests/simulation:tests/unit TMPDIR=build/fuzz/tmp .venv/bin/python -B tests/fuzz.py $$target $(SECONDS) || exit 1; \
 	done
 
 # On all cores, until it is stopped, or for SECONDS.
 SEED =
 simulate: .venv/done
-	@cd tests && PYTHONPATH=../generator:. ../.venv/bin/python -B -m simulation \
+	@PYTHONPATH=generator .venv/bin/python -B tests/simulation/simulate.py \
 		$(if $(SEED),--seed '$(SEED)',$(if $(filter command,$(origin SECONDS)),$(SECONDS)))
 
 # Without what `make` installs for `test`: for packages, and for other Pythons. Linting is for none of them, and

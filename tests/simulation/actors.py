@@ -6,12 +6,12 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any, Generator
 
-from simulation import world
-from simulation.scheduler import Actor, Process, Script, Scripted, Simulation
+import world
+from scheduler import Actor, Process, Script, Scripted, Simulation
 from wsl_binfmt import own, rules, watch
 
 if TYPE_CHECKING:
-    from simulation.world import Distro
+    from world import Distro
 
 SIGHUP, SIGTERM, SIGKILL = 1, 15, 9
 Step = Generator[Any, Any, Any]

@@ -7,7 +7,9 @@ import os
 
 import coverage
 
-from simulation import histories, system
+import histories
+import syscalls
+from wsl_binfmt import interop
 
 MODULES = "interop.py", "own.py", "watch.py"
 HISTORIES = 150
@@ -15,9 +17,9 @@ HISTORIES = 150
 
 def branches(start: str, count: int = HISTORIES) -> dict[str, list[str]]:
     """Simulate some histories; returns for each module the branches, FROM->TO by lines, that none has reached."""
-    directory = os.path.dirname(system.interop.__file__)
+    directory = os.path.dirname(interop.__file__ or "")
     measured = coverage.Coverage(data_file=None, branch=True, include=[f"{directory}/{name}" for name in MODULES])
-    system.install()
+    syscalls.install()
     measured.start()
     for number in range(count):
         histories.simulate(histories.draw(f"{start}-{number}"))

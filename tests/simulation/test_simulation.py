@@ -7,12 +7,17 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
-import pytest
-
+import histories
+import planted
+import reached
+import simulate
 import support
-from simulation import __main__ as simulation
-from simulation import faults, histories, reached, system
+import syscalls
+
+if TYPE_CHECKING:
+    import pytest
 
 HISTORIES = 1000
 FAULT_MAX = 400  # histories within which a fault is found
@@ -20,17 +25,17 @@ FAULT_MAX = 400  # histories within which a fault is found
 
 def test_promises(capsys: pytest.CaptureFixture[str]) -> None:
     """What breaks one is shown by `make simulate SEED=check-...`."""
-    broken, summary = simulation.run((f"check-{number}" for number in range(HISTORIES)), 600, 2)
+    broken, summary = simulate.run((f"check-{number}" for number in range(HISTORIES)), 600, 2)
     with capsys.disabled():
         print(f"\n{summary}")
     assert broken == []
     assert "never happened" not in summary
 
 
-def find(fault: faults.Fault) -> str:
+def find(fault: planted.Fault) -> str:
     """Plant a fault, and find it; returns the promise that it breaks."""
-    faults.plant(fault)
-    system.install()
+    planted.plant(fault)
+    syscalls.install()
     seeds = (f"check-{number}" for number in range(FAULT_MAX))
     found = (histories.simulate(histories.draw(seed, fault.kinds)).broken for seed in seeds)
     return next(filter(None, found), "")
@@ -39,14 +44,14 @@ def find(fault: faults.Fault) -> str:
 def test_faults() -> None:
     """Each breaks a promise."""
     with multiprocessing.Pool(2, maxtasksperchild=1) as pool:
-        found = dict(zip(faults.FAULTS, pool.map(find, faults.FAULTS, 1)))
+        found = dict(zip(planted.FAULTS, pool.map(find, planted.FAULTS, 1)))
     assert [fault.name for fault, promise in found.items() if not promise] == []
 
 
 def test_faults_are_what_breaks_promises() -> None:
     """The histories that find them break none without."""
-    seeds = {(fault.kinds, f"check-{number}") for fault in faults.FAULTS if fault.kinds for number in range(20)}
-    with multiprocessing.Pool(2, system.install) as pool:
+    seeds = {(fault.kinds, f"check-{number}") for fault in planted.FAULTS if fault.kinds for number in range(20)}
+    with multiprocessing.Pool(2, syscalls.install) as pool:
         assert [seed for seed, broken in pool.map(without_fault, sorted(seeds)) if broken] == []
 
 
@@ -66,8 +71,12 @@ def test_replay() -> None:
     """A seed is all that a history depends on."""
     logs = []
     for order in "1", "2":
-        environment = {**os.environ, "PYTHONHASHSEED": order, "PYTHONPATH": f"{support.TREE}/generator:{support.TREE}/tests"}
-        command = [sys.executable, "-B", "-m", "simulation", "--whole", "--seed", "check-7"]
+        environment = {
+            **os.environ,
+            "PYTHONHASHSEED": order,
+            "PYTHONPATH": f"{support.TREE}/generator:{support.TREE}/tests",
+        }
+        command = [sys.executable, "-B", f"{support.TREE}/tests/simulation/simulate.py", "--whole", "--seed", "check-7"]
         logs.append(subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE).stdout)
     assert logs[0] == logs[1]
     assert logs[0].count(b"\n") > 100

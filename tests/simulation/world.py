@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from simulation.scheduler import Actor
+    from scheduler import Process
 
 WSL = b":WSLInterop:M::MZ::/init:FP"
 APE = b":APE:M::MZqFpD::/usr/bin/ape:"
@@ -60,7 +60,7 @@ class Entry:
         self.rule = rule
         self.enabled = True
         self.inode = 0
-        self.by: Actor | None = None  # who has registered it, and when
+        self.by: Process | None = None  # the watch that has registered it; when, and when it had looked for that
         self.born = self.decided = 0.0
 
     def __str__(self) -> str:
@@ -69,7 +69,11 @@ class Entry:
     @property
     def text(self) -> bytes:
         """What its file says, entry_status()."""
-        lines = [b"enabled" if self.enabled else b"disabled", b"interpreter " + self.interpreter, b"flags: " + self.flags]
+        lines = [
+            b"enabled" if self.enabled else b"disabled",
+            b"interpreter " + self.interpreter,
+            b"flags: " + self.flags,
+        ]
         if self.extension is not None:
             lines.append(b"extension ." + self.extension)
         else:
@@ -123,7 +127,7 @@ class Table:
         self.enabled = True
         self.refuses = 0  # errno of each write, while it is not 0
         # Who holds flock(2) on `register`, by which file descriptor.
-        self.lock: tuple[Actor, int] | None = None
+        self.lock: tuple[Process, int] | None = None
         self._on_change = on_change
         self._inodes = itertools.count(1001)
 
@@ -233,8 +237,15 @@ class Distro:
         """Tell the rules of each of its services, in the order in which it registers them."""
         paths = [path for path in sorted(self.files) if path.startswith("/etc/binfmt.d/")]
         lines = [line.strip() for path in paths for line in self.files[path].split(b"\n")]
-        imported = [rule_of_update_binfmts(path, self.files[path]) for path in sorted(self.files) if path.startswith("/var/lib/binfmts/")]
-        return {"systemd-binfmt.service": [line for line in lines if line and line[:1] not in b"#;"], "binfmt-support.service": imported}
+        imported = [
+            rule_of_update_binfmts(path, self.files[path])
+            for path in sorted(self.files)
+            if path.startswith("/var/lib/binfmts/")
+        ]
+        return {
+            "systemd-binfmt.service": [line for line in lines if line and line[:1] not in b"#;"],
+            "binfmt-support.service": imported,
+        }
 
 
 def file_of_update_binfmts(rule: bytes) -> bytes:

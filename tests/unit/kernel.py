@@ -10,7 +10,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from simulation import world
+import world
 from wsl_binfmt import state, table
 
 if TYPE_CHECKING:

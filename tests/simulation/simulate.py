@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Simulate histories, on all cores: `python -m simulation [SECONDS]`, or one by its seed: `--seed SEED`."""
+"""Simulate histories, on all cores, for some seconds or until it is stopped; or one of them, by its seed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import sys
 import time
 from typing import Iterator, NamedTuple
 
-from simulation import histories, reached, system
+import events
+import histories
+import reached
+import syscalls
 
 
 class Result(NamedTuple):
@@ -30,9 +33,9 @@ def simulate(seed: str) -> Result:
     history = histories.draw(seed)
     done = histories.simulate(history)
     pairs = itertools.combinations(history.events, 2)
-    close = {(one.kind, other.kind) for one, other in pairs if one.is_close_to(other)}
+    close = {(min(one.kind, other.kind), max(one.kind, other.kind)) for one, other in pairs if one.is_close_to(other)}
     kinds = collections.Counter(event.kind for event in history.events)
-    return Result(seed, done.broken, done.operations, kinds, {tuple(sorted(pair)) for pair in close})
+    return Result(seed, done.broken, done.operations, kinds, close)
 
 
 def show(seed: str, *, whole: bool = False) -> str:
@@ -50,9 +53,9 @@ def run(seeds: Iterator[str], seconds: float, jobs: int) -> tuple[list[Result], 
     end = time.monotonic() + seconds
     broken: list[Result] = []
     count = operations = 0
-    kinds: collections.Counter[str] = collections.Counter(dict.fromkeys(histories.EVENTS, 0))
+    kinds: collections.Counter[str] = collections.Counter(dict.fromkeys(events.EVENTS, 0))
     pairs: set[tuple[str, str]] = set()
-    with multiprocessing.Pool(jobs, system.install) as pool:
+    with multiprocessing.Pool(jobs, syscalls.install) as pool:
         # In parts: all that are left over are simulated to their end.
         while time.monotonic() < end:
             part = list(itertools.islice(seeds, 100 * jobs))
@@ -81,17 +84,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="simulation", description=__doc__)
     parser.add_argument("seconds", nargs="?", type=float, default=1e9, help="as long as it is not stopped, if left out")
     parser.add_argument("--seed", help="simulate this history, and show it")
-    parser.add_argument("--whole", action="store_true", help="with --seed: show also what a broken promise does not take")
-    parser.add_argument("--from", dest="start", default=secrets.token_hex(4), help="the seeds are START-0, START-1, ...")
+    parser.add_argument(
+        "--whole", action="store_true", help="with --seed: show also what a broken promise does not take"
+    )
+    parser.add_argument(
+        "--from", dest="start", default=secrets.token_hex(4), help="the seeds are START-0, START-1, ..."
+    )
     parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count())
     options = parser.parse_args()
     if options.seed:
-        system.install()
+        syscalls.install()
         print(show(options.seed, whole=options.whole))
         return 0
     print(f"the seeds are {options.start}-0, {options.start}-1, ...", flush=True)
     try:
-        broken, summary = run((f"{options.start}-{number}" for number in itertools.count()), options.seconds, options.jobs)
+        broken, summary = run(
+            (f"{options.start}-{number}" for number in itertools.count()), options.seconds, options.jobs
+        )
     except KeyboardInterrupt:
         return 130
     print(summary)
@@ -104,7 +113,7 @@ def main() -> int:
 
 def show_alone(seed: str) -> str:
     """Show a history in a process of its own."""
-    system.install()
+    syscalls.install()
     return show(seed)
 
 
