@@ -29,7 +29,7 @@ KEYS = {
         "SourcePath",
         "Wants",
     },
-    "Service": {"BindPaths", "ExecReload", "ExecStop", "RestartMaxDelaySec", "RestartSteps"},
+    "Service": {"BindPaths", "ExecReload", "ExecStop", "RestartMaxDelaySec", "RestartSec", "RestartSteps"},
 }
 EARLY = "systemd-binfmt.service.d/override.conf"
 
