@@ -7,7 +7,7 @@ PREFIX = /usr
 # Whether `install` compiles the modules; a package may do so at its installation.
 COMPILE = yes
 
-.PHONY: help deps needs install uninstall demo shell test unit check check-kernels check-pythons faults bench pictures fuzz mutants
+.PHONY: help deps needs install uninstall demo shell test unit check check-kernels check-pythons faults bench pictures fuzz simulate
 
 help:
 	@echo 'make deps TARGET     install what TARGET needs on Debian, as root, then make TARGET; without a TARGET, for all'
@@ -20,7 +20,7 @@ help:
 	@echo 'make check-kernels   run the heart of them on other kernels'
 	@echo 'make faults          have every system call of ours fail'
 	@echo 'make fuzz            read mutated files; SECONDS=60 for each of three kinds'
-	@echo 'make mutants         change the sources, and see that a test notices; FILES=generator/wsl_binfmt/watch.py'
+	@echo 'make simulate        simulate histories of many distros; SECONDS=3600, or SEED=check-7 to see one'
 	@echo 'make check-pythons   run the unit tests on each Python that is there'
 	@echo 'make bench           measure, into bench/'
 	@echo 'make pictures        draw the terminals of the documentation, into docs/ and README.md'
@@ -58,7 +58,7 @@ install: $(if $(SCDOC),$(PAGES))
 		$(DESTDIR)$(PREFIX)/bin/wsl-binfmt \
 		$(LIB)/systemd/system-generators/wsl-binfmt-generator \
 		$(LIB)/wsl-binfmt-generator/wsl_binfmt/command.py \
-		$(LIB)/wsl-binfmt-generator/wsl_binfmt/diagnosis/problems.py \
+		$(LIB)/wsl-binfmt-generator/wsl_binfmt/diagnosis/*.py \
 		$(UNITS:units/%=$(LIB)/systemd/system/%) \
 		$(if $(SCDOC),$(DESTDIR)$(PREFIX)/share/man/man?/wsl-binfmt*)
 ifeq ($(COMPILE),yes)
@@ -81,7 +81,7 @@ NEEDS_faults = $(BED) strace
 NEEDS_pictures = $(BED) $(VENV)
 NEEDS_test = $(VENV)
 NEEDS_fuzz = $(VENV)
-NEEDS_mutants = $(VENV)
+NEEDS_simulate = $(VENV)
 NEEDS_deb = build-essential debhelper dh-python scdoc
 NEEDS_rpm = python3 rpm scdoc
 NEEDS_arch = libarchive-tools makepkg pacman-package-manager scdoc
@@ -136,13 +136,14 @@ fuzz: .venv/done
 	$(REQUIREMENTS) fuzz | .venv/bin/pip install --quiet --requirement /dev/stdin
 	@for target in wsl.conf entry binfmt.d; do \
 		rm -rf build/fuzz/tmp; mkdir -p build/fuzz/tmp; \
-		PYTHONPATH=generator:tests/unit TMPDIR=build/fuzz/tmp .venv/bin/python -B tests/fuzz.py $$target $(SECONDS) || exit 1; \
+		PYTHONPATH=generator:tests/simulation:tests/unit TMPDIR=build/fuzz/tmp .venv/bin/python -B tests/fuzz.py $$target $(SECONDS) || exit 1; \
 	done
 
-FILES =
-mutants: .venv/done
-	$(REQUIREMENTS) mutants | .venv/bin/pip install --quiet --requirement /dev/stdin
-	.venv/bin/python -B tests/mutants.py $(FILES)
+# On all cores, until it is stopped, or for SECONDS.
+SEED =
+simulate: .venv/done
+	@PYTHONPATH=generator .venv/bin/python -B tests/simulation/simulate.py \
+		$(if $(SEED),--seed '$(SEED)',$(if $(filter command,$(origin SECONDS)),$(SECONDS)))
 
 # Without what `make` installs for `test`: for packages, and for other Pythons. Linting is for none of them, and
 # warnings of newer libraries are no reason for a package not to be built.

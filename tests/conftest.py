@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import Phase, settings
+from hypothesis import settings
 
 import bed
 import roots
@@ -32,8 +32,6 @@ settings.register_profile("default", deadline=None, max_examples=300, print_blob
 settings.load_profile("default")
 # To see that the tests run at all.
 settings.register_profile("few", settings.get_profile("default"), max_examples=10)
-# For `make mutants`: the same examples each time, and nobody reads which of them fails.
-settings.register_profile("mutants", derandomize=True, phases=[Phase.explicit, Phase.generate])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -67,9 +67,9 @@ class OwnEntries:
         return {
             "entries": entries,
             "lost": [*self._lost],
-            "own": self._own,
-            "disabled own": self._disabled,
-            "ended": self._ended,
+            "own": {**self._own},
+            "disabled own": {*self._disabled},
+            "ended": {*self._ended},
             "invocations": {**self._invocations, **dict.fromkeys(self._stopped, "stopped")},
         }
 
@@ -95,7 +95,8 @@ class OwnEntries:
         self._learn(entries, [name for name in entries if name in self._new])
         self._new = set()
         settled = min(self._changed + QUIET, self._unsettled + QUIET_MAX) if self._unsettled else 0.0
-        if settled and (not self._has_settled or now >= settled):
+        # The first look learns at once, but brings back nothing before its time.
+        if settled and (not (self._has_settled or self._lost) or now >= settled):
             self._settle(entries)
             settled = 0.0
         dues = [since + SECOND for since in (*self._marks.values(), *self._stopped.values())]

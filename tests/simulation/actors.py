@@ -6,12 +6,12 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any, Generator
 
-from simulation import world
-from simulation.scheduler import Actor, Process, Script, Scripted, Simulation
+import world
+from scheduler import Actor, Process, Script, Scripted, Simulation
 from wsl_binfmt import own, rules, watch
 
 if TYPE_CHECKING:
-    from simulation.world import Distro
+    from world import Distro
 
 SIGHUP, SIGTERM, SIGKILL = 1, 15, 9
 Step = Generator[Any, Any, Any]
@@ -62,12 +62,22 @@ def systemd_binfmt(distro: Distro, *, is_service: bool) -> Step:
 
 
 def update_binfmts(distro: Distro) -> Step:
-    """Do as `update-binfmts --enable` does."""
+    """Do as `update-binfmts --enable` does, which also switches the table on, where `status` can be written to."""
+    for _ in range(0 if distro.guards_status else 2):
+        yield from put("status", b"1")
     there = yield from names()
     for rule in distro.rules()["binfmt-support.service"]:
         if name_of(rule) not in there:
             yield from put("register", rule)
     return True
+
+
+def update_binfmts_disable(distro: Distro) -> Step:
+    """Do as `update-binfmts --disable` does, whoever has registered them."""
+    there = yield from names()
+    for rule in distro.rules()["binfmt-support.service"]:
+        if name_of(rule) in there:
+            yield from put(name_of(rule), b"-1")
 
 
 def link(distro: Distro, service: str, invocation: int) -> Step:
@@ -118,14 +128,12 @@ def start(simulation: Simulation, distro: Distro, service: str) -> Step:
 
 def stop(simulation: Simulation, distro: Distro, service: str) -> Step:
     """Stop a service."""
-    distro.failed.discard(service)
     if is_active(distro, service):
         if not distro.protected and distro.generation != "2.6":
             if service == rules.SYSTEMD_BINFMT:
                 yield from wipe(distro)
             else:
-                for rule in distro.rules()[service]:
-                    yield from put(name_of(rule), b"-1")
+                yield from update_binfmts_disable(distro)
         yield from link(distro, service, 0)
         process = watch_of(simulation, distro)
         # One that has not seen the start cannot see the stop.

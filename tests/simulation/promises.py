@@ -6,16 +6,17 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, NamedTuple
 
-from simulation import world
-from simulation.actors import is_active, name_of, watch_of
-from wsl_binfmt import rules
+import world
+from actors import is_active, name_of, watch_of
+from scheduler import Actor, Process, Simulation
 
 if TYPE_CHECKING:
-    from simulation.scheduler import Actor, Process, Simulation
-    from simulation.world import Distro, Entry
+    from world import Distro, Entry
 
 WSLINTEROP, TEMPORARY, LEAVING = "WSLInterop", "WSLInterop-temporary", "wsl-binfmt-leaving-"
 QUIET = 0.05
+# Seconds: a watch that was so late may have missed a mark, and what others did without the lock.
+TOO_LATE, LOCK_MAX = 0.6, 0.4
 OUTAGE_MAX = 0.6  # seconds, whatever happens, while any watch is on time: LOCK_MAX, and a look
 # How the Python begins that runs the watches.
 ELF = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\x00\x3e\x00" + bytes(236)
@@ -57,9 +58,11 @@ class Promises:
         self._marks: list[float] = []
         self._wipes: list[float] = []
         self._unclear: set[str] = set()  # names that may be there or not
-        self._registered: dict[str, set[bytes]] = {}  # what was registered under a name, not by watches
+        self._contents: dict[str, set[bytes]] = {}  # what was registered under a name, not by watches
         self._touched: dict[str, float] = {}  # when names were registered
-        self._watch_was_away = False
+        self._missed = (
+            False  # whether a watch may have missed something, as it was killed, stopped or kept from its work
+        )
         self._began = 0.0
         self._lost_since = 0.0  # when Windows programs went to /init last
         self._excuse = False  # nothing could be done about it meanwhile
@@ -73,51 +76,65 @@ class Promises:
 
     def after_write(self, actor: Actor, file: Entry | str, data: bytes, failure: OSError | None) -> None:
         """Check what a write did."""
-        now = self._simulation.now
-        command = data.strip() if file != "register" else b"register"
-        name = str(file) if command != b"register" else name_of(data)
+        now, command = self._simulation.now, data.strip()
         if failure:
-            if command == b"register" and failure.errno == errno.EEXIST and actor.role != "watch":
-                self._refused(actor, name)
+            if file == "register" and failure.errno == errno.EEXIST and not isinstance(actor, Process):
+                self._refused(actor, name_of(data))
             return
         actor.last_write = now
-        if command == b"register":
-            entry = self._table.entries[0]
-            entry.born, entry.by, entry.decided = now, actor, actor.looked_from
-            if actor.role == "watch":
-                self._watch_registers(actor, entry)
+        if file == "register":
+            self._registered(actor, self._table.entries[0])
+        elif file == "status":
+            if command == b"-1":
+                self._wipes.append(now)
+            if isinstance(actor, Process):
+                self._simulation.breaks("a watch writes to status")
+        elif isinstance(file, world.Entry) and file in self._before:
+            if command == b"-1":
+                self._was_removed(actor, file)
             else:
-                self._removed.pop(name, None)
-                self._registered.setdefault(name, set()).add(entry.content)
-                self._touched[name] = now
-                self._disabled.discard(name)
-            if name.startswith(LEAVING):
-                self._marks.append(now)
-        elif command == b"-1" and file == "status":
-            self._wipes.append(now)
-            if actor.role == "watch":
-                self._simulation.breaks("a watch wipes the table")
-        elif not isinstance(file, world.Entry) or file not in self._before:
-            pass
-        elif command == b"-1":
-            if actor.role == "watch":
-                self._watch_removes(actor, file)
-            elif name == WSLINTEROP:
-                self._removed_by_hand = now
-            elif name not in (WSLINTEROP, TEMPORARY):
-                self._removed[name] = Removal(now, file.inode)
-                if name == "APE":
-                    self._ape = None
-        elif actor.role == "other":
-            self._unclear.add(name)
+                self._switched(actor, file, is_off=command == b"0")
+        self._windows(actor, file, name_of(data) if file == "register" else str(file))
+
+    def _registered(self, actor: Actor, entry: Entry) -> None:
+        now, name = self._simulation.now, entry.name
+        entry.born = now
+        if isinstance(actor, Process):
+            entry.by, entry.decided = actor, actor.looked_from
+            self._watch_registers(actor, entry)
+        else:
+            self._removed.pop(name, None)
+            self._contents.setdefault(name, set()).add(entry.content)
+            self._touched[name] = now
             self._disabled.discard(name)
-            if name == WSLINTEROP:
-                self._switched_by_hand(is_off=command == b"0")
-        elif command == b"1":
-            self._simulation.breaks(f"{actor.name} enables {name}")
-        elif name == WSLINTEROP and command == b"0" and self._is_off is False and not actor.saw_enabled:
+        if name.startswith(LEAVING):
+            self._marks.append(now)
+
+    def _was_removed(self, actor: Actor, entry: Entry) -> None:
+        now = self._simulation.now
+        if isinstance(actor, Process):
+            self._watch_removes(actor, entry)
+        elif entry.name == WSLINTEROP:
+            self._removed_by_hand = now
+        elif entry.name != TEMPORARY:
+            self._removed[entry.name] = Removal(now, entry.inode)
+            # One that no watch was there to remove counts when a watch sees it first.
+            self._marks += [now for other in self._table.entries if other.name.startswith(LEAVING)]
+            if entry.name == "APE":
+                self._ape = None
+
+    def _switched(self, actor: Actor, entry: Entry, *, is_off: bool) -> None:
+        if not isinstance(actor, Process):
+            self._unclear.add(entry.name)
+            self._disabled.discard(entry.name)
+            # One that is disabled keeps no place.
+            self._missed = self._missed or entry.name == "APE"
+            if entry.name == WSLINTEROP:
+                self._switched_by_hand(is_off=is_off)
+        elif not is_off:
+            self._simulation.breaks(f"{actor.name} enables {entry.name}")
+        elif entry.name == WSLINTEROP and self._is_off is False and not actor.saw_enabled:
             self._is_off = None  # it was gone before this watch saw that it was enabled
-        self._windows(actor, file, name)
 
     def _windows(self, actor: Actor, file: Entry | str, name: str) -> None:
         """Who handles Windows programs."""
@@ -130,7 +147,9 @@ class Promises:
         elif is_windows and now > self._lost_since + OUTAGE_MAX and not self._excuse:
             on_time = [process for process in self._simulation.processes() if process.distro.lateness < 0.01]
             if any(process.started < self._lost_since for process in on_time):
-                self._simulation.breaks(f"nothing has given Windows programs to /init for {now - self._lost_since:.3f} s")
+                self._simulation.breaks(
+                    f"nothing has given Windows programs to /init for {now - self._lost_since:.3f} s"
+                )
         if is_windows:
             self._excuse = False
         elif not self._table.enabled or self._is_off is not False or self._table.refuses:
@@ -138,19 +157,20 @@ class Promises:
         if self._was_windows and not is_windows:
             # A rule of the distro is a rival's: whoever registers it, it is the newest until a watch has looked.
             is_rule = file == "register" and name not in (WSLINTEROP, TEMPORARY)
-            if is_rule or (actor.role == "service" and name == WSLINTEROP):
+            if (
+                is_rule
+                or (actor.role == "service" and name == WSLINTEROP)
+                or (isinstance(actor, Process) and max(self._removed_by_hand, *self._wipes, 0.0) > actor.listed)
+            ):
                 self._disturbed = self._simulation.now
-            # After so long, others go on without the lock.
-            elif actor.role == "watch" and max(self._removed_by_hand, *self._wipes, 0.0) > actor.listed:
-                self._disturbed = self._simulation.now
-            elif actor.role != "other" and self._is_off is False and self._lateness() < 0.4:
+            elif actor.role != "other" and self._is_off is False and self._lateness() < LOCK_MAX:
                 self._simulation.breaks(f"{actor.name} takes Windows programs from /init")
 
     def _switched_by_hand(self, *, is_off: bool) -> None:
         wsl = self._table.get(WSLINTEROP)
         assert wsl
-        self._is_off, self._off_since = is_off, self._simulation.now
-        if not is_off:
+        was_off, self._is_off, self._off_since = self._is_off, is_off, self._simulation.now
+        if not is_off and was_off:
             self._enabled_by_hand = self._simulation.now
             self._enabled_inode = wsl.inode
         for process in self._simulation.processes():
@@ -158,46 +178,64 @@ class Promises:
             if process.saved_inode != wsl.inode:
                 self._is_off = None
 
-    def _watch_registers(self, actor: Actor, entry: Entry) -> None:
+    def _watch_registers(self, process: Process, entry: Entry) -> None:
+        entry.decided = process.looked_from
         if entry.matches(ELF, b""):
-            self._simulation.breaks(f"{actor.name} registers {entry.name}, which matches every program of this machine")
-        process = actor
+            self._simulation.breaks(
+                f"{process.name} registers {entry.name}, which matches every program of this machine"
+            )
         if entry.name in (WSLINTEROP, TEMPORARY) and entry.matches(b"MZ", b"") and self._is_off and process.knows_off:
-            self._simulation.breaks(f"{actor.name} registers {entry.name}, which was disabled by hand")
+            self._simulation.breaks(f"{process.name} registers {entry.name}, which was disabled by hand")
         if entry.name in self._disabled:
-            self._simulation.breaks(f"{actor.name} enables {entry.name}, which was disabled by hand")
+            self._simulation.breaks(f"{process.name} enables {entry.name}, which was disabled by hand")
         since = self._removed.pop(entry.name, None)
-        if since is None or entry.name in self._unclear or since.time > process.looked_from or process.distro.lateness >= 1:
+        if (
+            since is None
+            or entry.name in self._unclear
+            or since.time > process.looked_from
+            or process.distro.lateness >= 1
+        ):
             return
         if any(mark > since.time - 1.2 for mark in self._marks):
             return
-        if since.inode not in process.distro.seen or process.removals_seen.get(entry.name) != since and process.distro.wiped > since.time:
+        if since.inode not in process.distro.seen or (
+            process.removals_seen.get(entry.name) != since and process.distro.wiped > since.time
+        ):
             return
-        self._simulation.breaks(f"{actor.name} brings back {entry.name}, which was removed on purpose")
+        self._simulation.breaks(f"{process.name} brings back {entry.name}, which was removed on purpose")
 
-    def _watch_removes(self, actor: Actor, entry: Entry) -> None:
+    def _watch_removes(self, process: Process, entry: Entry) -> None:
         if is_ours(entry.name):
             is_new = entry.inode == self._enabled_inode and self._simulation.now < self._enabled_by_hand + 0.8 * QUIET
-            if entry.name == WSLINTEROP and is_new and actor.knew_off:
-                self._simulation.breaks(f"{actor.name} replaces WSLInterop before all can have seen that it was enabled by hand")
-            if entry.name == WSLINTEROP and self._is_off and actor.read_inode.get(WSLINTEROP, (0, 0.0))[1] < self._off_since:
+            if entry.name == WSLINTEROP and is_new and process.knew_off:
+                self._simulation.breaks(
+                    f"{process.name} replaces WSLInterop before all can have seen that it was enabled by hand"
+                )
+            if (
+                entry.name == WSLINTEROP
+                and self._is_off
+                and process.read_inode.get(WSLINTEROP, (0, 0.0))[1] < self._off_since
+            ):
                 self._is_off = None  # it was decided before
             return
-        if entry.name == "APE" or entry.content in actor.distro.contents:
+        if entry.name == "APE" or entry.content in process.distro.contents:
             return
-        if entry.born > actor.read_inode.get(entry.name, (0, 0.0))[1]:
+        if entry.born > process.read_inode.get(entry.name, (0, 0.0))[1]:
             return  # registered since the watch has read it
-        self._simulation.breaks(f"{actor.name} removes {entry.name}, which no rule of {actor.distro.name} has made")
+        self._simulation.breaks(f"{process.name} removes {entry.name}, which no rule of {process.distro.name} has made")
 
     def _refused(self, actor: Actor, name: str) -> None:
         """A registration of another program fails since the name is there."""
         entry, now = self._table.get(name), self._simulation.now
-        if not entry or entry.by is None or entry.by.role != "watch" or is_ours(name) != (actor.name[:8] == "override"):
+        if not entry or not entry.by or is_ours(name) != (actor.name[:8] == "override"):
             return
+        if entry.born < actor.last_write:
+            return  # what it removed was another entry of that name
         if now - actor.last_write > 0.8 * QUIET or entry.by.distro.lateness > 0.5 * QUIET:
             return  # it took its time, or the watch did
         if name == WSLINTEROP:
             is_decided = entry.decided < actor.last_write or self._touched.get(name, 0.0) > actor.last_write
+            is_decided = is_decided or entry.by.distro.wiped > actor.last_write - QUIET
             if is_decided or self._wipes or self._is_off is not False or self._has_rivals():
                 return
         elif any(mark > now - 2.5 for mark in self._marks) or (self._wipes and entry.born > self._wipes[0] + 0.4):
@@ -217,14 +255,14 @@ class Promises:
     # Operations of a watch
 
     def could_do_nothing(self) -> None:
-        """The watches could not do what they had to for a time: they try again later, and what they knew is not complete."""
-        self._excuse = self._watch_was_away = True
+        """The watches could not do what they had to for a time, and what they know is not complete."""
+        self._excuse = self._missed = True
         for distro in self._simulation.distros:
             distro.lateness += 1
 
     def watch_is_away(self) -> None:
         """A watch is killed or stopped."""
-        self._watch_was_away = True
+        self._missed = True
 
     def after_list(self, process: Process) -> None:
         """A watch lists the table."""
@@ -239,9 +277,8 @@ class Promises:
             process.looks, process.looked_at, process.looked_from = False, process.inodes, now
             if distro.listed and not distro.listed & process.inodes:
                 distro.wiped = now
-            process.removals_seen.update(
-                {name: since for name, since in self._removed.items() if since.time > distro.wiped}
-            )
+            seen = {name: removal for name, removal in self._removed.items() if removal.time > distro.wiped}
+            process.removals_seen.update(seen)
         self._forget_off()
         distro.seen |= process.inodes
 
@@ -249,7 +286,9 @@ class Promises:
         """Nobody is left who knows that WSLInterop was disabled."""
         wsl = self._table.get(WSLINTEROP)
         if self._is_off and (not wsl or wsl.enabled):
-            watches = [process for process in self._simulation.processes() if process.knows_off and not process.is_killed]
+            watches = [
+                process for process in self._simulation.processes() if process.knows_off and not process.is_killed
+            ]
             distros = [distro for distro in self._simulation.distros if distro.is_up and distro.known_off]
             if not watches and not distros:
                 self._is_off = None
@@ -266,8 +305,9 @@ class Promises:
     def after_save(self, process: Process) -> None:
         """A watch has written its state file."""
         process.distro.saved = process.looked_at
-        if process.listed > self._off_since:
-            process.distro.known_off = self._is_off
+        if WSLINTEROP in process.read_inode:
+            is_older = process.read_inode[WSLINTEROP][1] < self._off_since
+            process.distro.known_off = process.read_off if is_older else self._is_off
 
     def after_look(self, process: Process) -> None:
         """A watch waits, as it has done what was to be done."""
@@ -278,7 +318,10 @@ class Promises:
         read = process.read_inode.get(WSLINTEROP)
         process.saved_inode = read[0] if read else 0
         process.knows_off = process.knows_off or process.read_off
-        if not process.saw_enabled or self._simulation.now < max(self._enabled_by_hand, process.saw_enabled) + 1.2 * QUIET:
+        if (
+            not process.saw_enabled
+            or process.looked_from < max(self._enabled_by_hand, process.saw_enabled) + 1.2 * QUIET
+        ):
             return  # it was enabled by hand, and every watch is to see that
         if (
             process.looked_from > self._disturbed
@@ -289,7 +332,9 @@ class Promises:
             and "/init" in process.distro.programs
             and self._table.handler_of_windows() != "/init"
         ):
-            self._simulation.breaks(f"{process.name} has looked, and Windows programs go to {self._table.handler_of_windows()}")
+            self._simulation.breaks(
+                f"{process.name} has looked, and Windows programs go to {self._table.handler_of_windows()}"
+            )
 
     # When all is quiet
 
@@ -297,22 +342,13 @@ class Promises:
         """Check what holds when all is quiet, and begin a round."""
         simulation, there = self._simulation, {entry.name: entry for entry in self._table.entries}
         watching = [process.distro for process in simulation.processes()]
-        wsl = there.get(WSLINTEROP)
         self._forget_off()
         if watching and not self._table.refuses:
-            handler = self._table.handler_of_windows()
-            if self._is_off is None:
-                self._is_off = bool(wsl and not wsl.enabled)
-            if not self._is_off and self._table.enabled and handler != "/init":
-                simulation.breaks(f"all is quiet, and Windows programs go to {handler}")
-            if self._is_off and (not wsl or wsl.enabled):
-                simulation.breaks("all is quiet, and WSLInterop, disabled by hand, is " + ("enabled" if wsl else "missing"))
-            if not self._is_off and wsl and not set(b"FP") <= set(wsl.flags):
-                simulation.breaks("all is quiet, and WSLInterop is not as WSL registers it")
-            for name in there:
-                if name == TEMPORARY or name.startswith(LEAVING):
-                    simulation.breaks(f"all is quiet, and {name} is there")
+            self._quiet_interop(there.get(WSLINTEROP))
             self._quiet_ape(there)
+            for name in there:
+                if name != WSLINTEROP and is_ours(name):
+                    simulation.breaks(f"all is quiet, and {name} is there")
         for distro in simulation.distros:
             if distro.protected:
                 self._quiet_distro(distro, there)
@@ -325,26 +361,33 @@ class Promises:
         for distro in watching:
             distro.known_off = self._is_off
         self._removed, self._marks, self._wipes, self._unclear = {}, [], [], set()
-        self._registered, self._touched = {}, {}
+        self._contents, self._touched = {}, {}
         self._began = simulation.now
-        if self._ape and not self._is_off and not self._is_ape_behind(there):
-            self._watch_was_away = False
+        if self._ape and self._ape.enabled and not self._is_off and not self._is_ape_behind(there):
+            self._missed = False
         for distro in simulation.distros:
             distro.lateness = 0.0
             distro.changed_rules = distro.reread = False
         for process in simulation.processes():
             process.removals_seen = {}
 
+    def _quiet_interop(self, wsl: Entry | None) -> None:
+        if self._is_off is None:
+            self._is_off = bool(wsl and not wsl.enabled)
+        handler = self._table.handler_of_windows()
+        if self._is_off and (not wsl or wsl.enabled):
+            is_there = "enabled" if wsl else "missing"
+            self._simulation.breaks(f"all is quiet, and WSLInterop, disabled by hand, is {is_there}")
+        elif not self._is_off and self._table.enabled and handler != "/init":
+            self._simulation.breaks(f"all is quiet, and Windows programs go to {handler}")
+        elif not self._is_off and wsl and not set(b"FP") <= set(wsl.flags):
+            self._simulation.breaks("all is quiet, and WSLInterop is not as WSL registers it")
+
     def _own_names(self, distro: Distro) -> set[str]:
-        found = set()
-        for rule in (rule for of_service in distro.rules().values() for rule in of_service):
-            entry = self._table.get(name_of(rule))
-            try:
-                if entry and entry.content == world.Entry(rule).content and not entry.matches(ELF, b""):
-                    found.add(entry.name)
-            except OSError:
-                pass
-        return found
+        """Name the entries of the table that rules of a distro make, but for those that must not come back."""
+        makes = {(name_of(rule), world.content_of(rule)) for own in distro.rules().values() for rule in own}
+        entries = [entry for entry in self._table.entries if not entry.matches(ELF, b"")]
+        return {entry.name for entry in entries if (entry.name, entry.content) in makes}
 
     def _is_ape_behind(self, there: dict[str, Entry]) -> bool:
         names = list(there)
@@ -353,43 +396,55 @@ class Promises:
     def _quiet_ape(self, there: dict[str, Entry]) -> None:
         if self._ape and "APE" not in there and not self._wipes:
             self._simulation.breaks("APE is gone")
-        if self._is_ape_behind(there) and there["APE"].enabled and not self._watch_was_away and not self._is_off:
+        if self._is_ape_behind(there) and there["APE"].enabled and not self._missed and not self._is_off:
             self._simulation.breaks("all is quiet, and APE is behind WSLInterop")
 
     def _quiet_distro(self, distro: Distro, there: dict[str, Entry]) -> None:
-        simulation = self._simulation
-        process = watch_of(simulation, distro)
         mine = distro.rules()
-        elsewhere = {
-            content for other in simulation.distros if other is not distro and other.is_up for content in other.contents
-        }
         makes = {world.content_of(rule) for of_service in mine.values() for rule in of_service}
-        if process and distro.reread and not self._watch_was_away and distro.lateness < 0.6:
+        others = [other for other in self._simulation.distros if other is not distro and other.is_up]
+        elsewhere = {content for other in others for content in other.contents}
+        services = {
+            name: [service for service, own in mine.items() if name in map(name_of, own)]
+            for name in {*there, *self._own.get(distro, {})}
+        }
+        if watch_of(self._simulation, distro):
             for name, entry in self._own.get(distro, {}).items():
-                if there.get(name) is entry and entry.content not in makes | elsewhere and name not in self._unclear:
-                    simulation.breaks(f"all is quiet, and {name} is there, whose rule {distro.name} has no more")
-        if process:
-            for name, entry in self._own.get(distro, {}).items():
-                services = [service for service, own in mine.items() if name in map(name_of, own)]
-                if (
-                    name not in there
-                    and services
-                    and all(is_active(distro, service) for service in services)
-                    and name not in self._removed
-                    and name not in self._unclear
-                    and self._registered.get(name, set()) <= {entry.content}
-                    and not distro.changed_rules
-                    and self._lateness() < 0.6
-                    and distro.booted < self._began
-                    and not any(0 < wipe - self._touched.get(name, wipe) < 0.3 for wipe in self._wipes)
-                ):
-                    simulation.breaks(f"all is quiet, and {name} of {distro.name} is not back")
-        if (distro.ended > max(distro.booted, self._began) and distro.ended_cleanly) or (process and not distro.changed_rules):
-            for name, entry in there.items():
-                if entry.content in distro.contents and entry.content not in elsewhere and entry.enabled:
-                    services = [service for service, own in mine.items() if name in map(name_of, own)]
-                    if any(is_active(distro, service) or service in distro.failed for service in services):
-                        continue
-                    stopped = distro.leaves if not distro.is_up else max((distro.stopped.get(s, 0.0) for s in services), default=0.0)
-                    if services and max(entry.born, distro.first_looked) < stopped and distro.lateness < 0.6:
-                        simulation.breaks(f"all is quiet, and {name} is left of {distro.name}")
+                if there.get(name) is entry and entry.content not in makes | elsewhere:
+                    self._quiet_old(distro, name)
+                if name not in there and services[name]:
+                    self._quiet_lost(distro, entry, services[name])
+        for name, entry in there.items():
+            if entry.content in distro.contents and entry.content not in elsewhere and services[name]:
+                self._quiet_left(distro, entry, services[name])
+
+    def _quiet_old(self, distro: Distro, name: str) -> None:
+        """An entry is there whose rule the distro has no more."""
+        is_reread = distro.reread and not self._missed and distro.lateness < TOO_LATE
+        if is_reread and name not in self._unclear:
+            self._simulation.breaks(f"all is quiet, and {name} is there, whose rule {distro.name} has no more")
+
+    def _quiet_lost(self, distro: Distro, entry: Entry, services: list[str]) -> None:
+        """An own entry is not there any more."""
+        name = entry.name
+        on_purpose = name in self._removed or name in self._unclear or distro.changed_rules
+        # The watch may have seen it only as it was between a removal and a registration.
+        unseen = any(0 < wipe - self._touched.get(name, wipe) < 0.3 for wipe in self._wipes)
+        replaced = not self._contents.get(name, set()) <= {entry.content}
+        was_up = all(is_active(distro, service) for service in services) and distro.booted < self._began
+        if was_up and not (on_purpose or unseen or replaced) and self._lateness() < TOO_LATE:
+            self._simulation.breaks(f"all is quiet, and {name} of {distro.name} is not back")
+
+    def _quiet_left(self, distro: Distro, entry: Entry, services: list[str]) -> None:
+        """An entry is there that a rule of this distro makes, and of no other that is up."""
+        if any(is_active(distro, service) or service in distro.failed for service in services):
+            return
+        if distro.is_up:
+            ended = max(distro.stopped.get(service, 0.0) for service in services)
+            is_known = watch_of(self._simulation, distro) and not distro.changed_rules
+        else:
+            ended = distro.leaves
+            is_known = distro.ended > self._began and distro.ended_cleanly
+        is_older = max(entry.born, distro.first_looked) < ended
+        if is_known and is_older and entry.enabled and distro.lateness < TOO_LATE:
+            self._simulation.breaks(f"all is quiet, and {entry.name} is left of {distro.name}")

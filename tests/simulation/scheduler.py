@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 import random
 import threading
-from typing import TYPE_CHECKING, Any, Callable, Generator, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Generator, Union
 
-from simulation import world
+import world
 
 if TYPE_CHECKING:
-    from simulation import promises
+    import promises
 
 # What a script yields: seconds to wait, or what to do, which returns what the script is given or raises.
 Operation = Union[float, Callable[["Actor"], Any]]
@@ -55,7 +55,7 @@ class Actor:
         self.pace = simulation.pace(name)
         self.ready = simulation.now
         self.has_ended = False
-        self.last_write = self.looked_from = 0.0
+        self.last_write = 0.0
 
     def is_late(self) -> bool:
         """Whether it waits for the processor."""
@@ -65,7 +65,9 @@ class Actor:
 class Scripted(Actor):
     """An actor that is a script."""
 
-    def __init__(self, simulation: Simulation, name: str, distro: world.Distro | None, role: str, script: Script) -> None:
+    def __init__(
+        self, simulation: Simulation, name: str, distro: world.Distro | None, role: str, script: Script
+    ) -> None:
         super().__init__(simulation, name, distro, role)
         self._script = script
         self._send: Callable[[], Operation] = lambda: next(script)
@@ -118,10 +120,11 @@ class Process(Actor):
         self.saved_inode = 0
         self.inodes: set[int] = set()  # as of its last list, and as of the first one of its last look
         self.looked_at: set[int] = set()
+        self.looked_from = 0.0
         self.looks = True  # its next list begins a look
         self.knows_off = self.knew_off = self.read_off = False
         self.saw_enabled = 1.0  # when it saw that WSLInterop was enabled by hand, last time
-        self.removals_seen: dict[str, float] = {}
+        self.removals_seen: dict[str, promises.Removal] = {}
         self._main = main
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.thread.start()
@@ -209,13 +212,14 @@ class Simulation:
         self.now = 1000.0
         self.table = world.Table(self._has_changed)
         self.distros: list[world.Distro] = []
-        self.actors: list[Union[Scripted, Process]] = []
+        self.actors: list[Scripted | Process] = []
         self.promises: promises.Promises
-        self.log: list[str] | None = [] if verbose else None
+        self.log: list[str] = []
+        self._is_verbose = verbose
         self.broken = ""  # which promise, and how
         self.on_end: Callable[[Process], None] = lambda _process: None
         self.operations = 0
-        self.current: Optional[Process] = None
+        self.current: Process | None = None
         self._main = threading.Semaphore(0)
         self._is_over = False
 
@@ -252,7 +256,7 @@ class Simulation:
 
     def tell(self, actor: Actor | None, text: str) -> None:
         """Write a line of the log."""
-        if self.log is not None:
+        if self._is_verbose:
             name = actor.name if actor else ""
             handler = self.table.handler_of_windows()
             self.log.append(f"{self.now - 1000:12.6f}  {name:24} {text:70} {handler}")
@@ -274,7 +278,7 @@ class Simulation:
             self.table.write(file, data)
         except OSError as e:
             failure = e
-        if self.log is not None:
+        if self._is_verbose:
             shown = data.decode("ascii", "backslashreplace").strip()
             what = f"registers {shown[:14]}...{shown[-30:]}" if len(shown) > 50 else f"registers {shown}"
             what = what if file == "register" else f"writes {shown} to {file}"

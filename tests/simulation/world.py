@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from simulation.scheduler import Actor
+    from scheduler import Process
 
 WSL = b":WSLInterop:M::MZ::/init:FP"
 APE = b":APE:M::MZqFpD::/usr/bin/ape:"
@@ -32,7 +32,8 @@ class Entry:
 
     def __init__(self, rule: bytes) -> None:
         """Do as create_entry() does; raises OSError."""
-        fields = rule[1:].removesuffix(b"\n").split(rule[:1]) if 11 <= len(rule) <= RULE_MAX else []
+        fields = rule[1:-1].split(rule[:1]) if rule.endswith(b"\n") else rule[1:].split(rule[:1])
+        fields = fields if 11 <= len(rule) <= RULE_MAX else []
         if len(fields) != 7 or fields[1] not in (b"M", b"E"):
             raise error(errno.EINVAL)
         name, kind, offset, magic, mask, self.interpreter, flags = fields
@@ -41,6 +42,8 @@ class Entry:
         self.extension = magic if kind == b"E" else None
         self.offset, self.magic, self.mask = 0, b"", b""
         if self.extension is None:
+            if offset.strip(b"0123456789"):
+                raise error(errno.EINVAL)
             self.offset, self.magic, self.mask = int(offset or b"0"), _unescape(magic), _unescape(mask)
         if (
             name in (b"", b".", b"..")
@@ -57,7 +60,7 @@ class Entry:
         self.rule = rule
         self.enabled = True
         self.inode = 0
-        self.by: Actor | None = None  # who has registered it, and when
+        self.by: Process | None = None  # the watch that has registered it; when, and when it had looked for that
         self.born = self.decided = 0.0
 
     def __str__(self) -> str:
@@ -66,7 +69,11 @@ class Entry:
     @property
     def text(self) -> bytes:
         """What its file says, entry_status()."""
-        lines = [b"enabled" if self.enabled else b"disabled", b"interpreter " + self.interpreter, b"flags: " + self.flags]
+        lines = [
+            b"enabled" if self.enabled else b"disabled",
+            b"interpreter " + self.interpreter,
+            b"flags: " + self.flags,
+        ]
         if self.extension is not None:
             lines.append(b"extension ." + self.extension)
         else:
@@ -120,7 +127,7 @@ class Table:
         self.enabled = True
         self.refuses = 0  # errno of each write, while it is not 0
         # Who holds flock(2) on `register`, by which file descriptor.
-        self.lock: tuple[Actor, int] | None = None
+        self.lock: tuple[Process, int] | None = None
         self._on_change = on_change
         self._inodes = itertools.count(1001)
 
@@ -154,7 +161,7 @@ class Table:
             entry.inode = next(self._inodes)
             self.entries.insert(0, entry)
         else:
-            command = data.removesuffix(b"\n")
+            command = data[:-1] if data.endswith(b"\n") else data
             if command not in (b"0", b"1", b"-1"):
                 raise error(errno.EINVAL)
             if isinstance(file, Entry):
@@ -228,9 +235,17 @@ class Distro:
 
     def rules(self) -> dict[str, list[bytes]]:
         """Tell the rules of each of its services, in the order in which it registers them."""
-        lines = [line for path in sorted(self.files) if path.startswith("/etc/binfmt.d/") for line in self.files[path].split(b"\n")]
-        imported = [rule_of_update_binfmts(path, self.files[path]) for path in sorted(self.files) if path.startswith("/var/lib/binfmts/")]
-        return {"systemd-binfmt.service": [line for line in lines if line], "binfmt-support.service": imported}
+        paths = [path for path in sorted(self.files) if path.startswith("/etc/binfmt.d/")]
+        lines = [line.strip() for path in paths for line in self.files[path].split(b"\n")]
+        imported = [
+            rule_of_update_binfmts(path, self.files[path])
+            for path in sorted(self.files)
+            if path.startswith("/var/lib/binfmts/")
+        ]
+        return {
+            "systemd-binfmt.service": [line for line in lines if line and line[:1] not in b"#;"],
+            "binfmt-support.service": imported,
+        }
 
 
 def file_of_update_binfmts(rule: bytes) -> bytes:

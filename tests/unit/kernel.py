@@ -1,143 +1,70 @@
 # SPDX-License-Identifier: MIT
-"""A binfmt_misc table in memory, in place of the kernel's, and the kernel's own in a user namespace."""
+"""The binfmt_misc table of the simulation in place of the kernel's, and the kernel's own in a user namespace."""
 
 from __future__ import annotations
 
-import errno
-import itertools
 import json
 import os
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING
 
+import world
 from wsl_binfmt import state, table
 
 if TYPE_CHECKING:
     import pytest
 
-WSL = b":WSLInterop:M::MZ::/init:FP"
+WSL = world.WSL
 
 
-class Format:
-    """An entry. It is kept as fields: its text is made from them."""
-
-    def __init__(self, rule: bytes, inode: int) -> None:
-        fields = rule[1:].split(rule[:1])
-        self.name = fields[0].decode()
-        self.by_extension = fields[1] == b"E"
-        self.offset = int(fields[2] or b"0")
-        self.magic = fields[3]
-        self.mask = fields[4]
-        self.interpreter = fields[5]
-        self.flags = fields[6]
-        self.enabled = True
-        self.inode = inode
-
-    @property
-    def text(self) -> bytes:
-        """What its file says."""
-        lines = [b"enabled" if self.enabled else b"disabled", b"interpreter " + self.interpreter]
-        lines.append(b"flags: " + bytes(flag for flag in b"POCF" if flag in self.flags))
-        if self.by_extension:
-            lines.append(b"extension ." + self.magic)
-        else:
-            lines += [b"offset %d" % self.offset, b"magic " + self.magic.hex().encode()]
-            if self.mask:
-                lines.append(b"mask " + self.mask.hex().encode())
-        return b"\n".join(lines) + b"\n"
-
-    def takes_windows(self) -> bool:
-        """Whether the kernel gives it a file of NULs behind MZ."""
-        start = b"MZ" + bytes(126)
-        if self.by_extension or not self.enabled:
-            return False
-        there = start[self.offset : self.offset + len(self.magic)]
-        mask = self.mask or b"\xff" * len(self.magic)
-        return all((a ^ b) & m == 0 for a, b, m in zip(there, self.magic, mask))
-
-
-class Table:
-    """The table. `formats` has the newest first, `writes` all that was written.
-
-    `after` is called after each of these, `before_read` before an entry is read.
-
-    What the state file has is here as well, in `state`, and the time, in `now`.
-    """
+class Table(world.Table):
+    """The table, with a clock. `writes` has all that was written."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Take the place of the kernel's."""
-        self.formats: list[Format] = []
+        super().__init__()
         self.writes: list[tuple[str, bytes]] = []
-        self.state: dict[str, Any] = {}
-        self.refused: set[bytes] = set()
-        self.after: Callable[[], None] = lambda: None
-        self.before_read: Callable[[], None] = lambda: None
         self.now = 1e3
-        self._inodes = itertools.count(2)
+        self.state: dict[str, object] = {}
         monkeypatch.setattr(table, "_write", self._write)
-        monkeypatch.setattr(table, "entries", lambda: {entry.name: entry.inode for entry in self.formats})
+        monkeypatch.setattr(table, "entries", lambda: {entry.name: entry.inode for entry in self.entries})
         monkeypatch.setattr(table, "registration", self._registration)
         monkeypatch.setattr(table, "Lock", _NoLock)
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(state, "load", lambda: dict(self.state))
+        monkeypatch.setattr(state, "load", lambda: self.state)
         monkeypatch.setattr(state, "save", self.state.update)
 
     @property
     def names(self) -> list[str]:
         """Names of the entries, the newest first."""
-        return [entry.name for entry in self.formats]
+        return [entry.name for entry in self.entries]
 
-    def get(self, name: str) -> Format:
-        """An entry; raises FileNotFoundError."""
-        for entry in self.formats:
-            if entry.name == name:
-                return entry
-        raise FileNotFoundError(name)
+    def entry(self, name: str) -> world.Entry:
+        """Find an entry; raises FileNotFoundError."""
+        entry = self.open(name)
+        assert isinstance(entry, world.Entry)
+        return entry
 
     def add(self, rule: bytes, *, enabled: bool = True) -> None:
-        """Have an entry registered, as the newest."""
-        entry = Format(rule, next(self._inodes))
-        entry.enabled = enabled
-        self.formats.insert(0, entry)
+        """Have another program register an entry."""
+        self.write("register", rule)
+        self.entries[0].enabled = enabled
 
     def drop(self, name: str) -> None:
-        """Have an entry removed by somebody."""
-        self.formats.remove(self.get(name))
-
-    def winner(self) -> Format | None:
-        """Who is given a Windows program."""
-        return next((entry for entry in self.formats if entry.takes_windows()), None)
+        """Have another program remove an entry."""
+        self.write(self.entry(name), b"-1")
 
     def _registration(self, name: str) -> tuple[bytes, int] | None:
-        self.before_read()
-        try:
-            entry = self.get(name)
-        except FileNotFoundError:
-            return (b"enabled\n", 1) if name == "status" else None
-        return entry.text, entry.inode
+        if name == "status":
+            return self.read(name), 1
+        entry = self.get(name)
+        return (entry.text, entry.inode) if entry else None
 
     def _write(self, name: str, data: bytes) -> None:
-        if "\0" in name:
-            raise ValueError("embedded null byte")
         self.writes.append((name, data))
-        if name == "register":
-            fields = data[1:].split(data[:1])
-            rule_name = fields[0].decode()
-            if data in self.refused or len(fields) != 7 or "/" in rule_name or rule_name in ("", ".", ".."):
-                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-            if rule_name in ("register", "status", *self.names):
-                raise FileExistsError(rule_name)
-            self.add(data)
-        elif name == "status":
-            assert data == b"-1"
-            self.formats.clear()
-        elif data == b"-1":
-            self.drop(name)
-        else:
-            self.get(name).enabled = data == b"1"
-        self.after()
+        self.write(self.open(name), data)
 
 
 class _NoLock:
@@ -148,42 +75,45 @@ class _NoLock:
         pass
 
 
-# Registers each rule, reads what the entry says then, and removes it.
-ASK = """
-import json, sys
-table = sys.argv[1]
+# Does each operation; answers with an errno, or with what was read.
+OPERATE = """
+import json, os, sys
 answers = []
-for rule in json.load(sys.stdin):
-    rule = rule.encode("latin-1")
-    name = rule[1:].split(rule[:1])[0].decode("latin-1")
+for name, data in json.load(sys.stdin):
+    path = sys.argv[1] + "/" + name
     try:
-        with open(table + "/register", "wb", buffering=0) as file:
-            file.write(rule)
-        with open(table + "/" + name, "rb") as file:
-            answers.append(file.read().decode("latin-1"))
-        with open(table + "/" + name, "wb", buffering=0) as file:
-            file.write(b"-1")
+        if data == "list":
+            answers.append(" ".join(entry for entry in os.listdir(sys.argv[1]) if entry not in ("register", "status")))
+        elif data == "read":
+            with open(path, "rb") as file:
+                answers.append(file.read().decode("latin-1"))
+        else:
+            file = os.open(path, os.O_WRONLY)
+            try:
+                os.write(file, data.encode("latin-1"))
+            finally:
+                os.close(file)
+            answers.append(0)
     except OSError as e:
-        answers.append(None)
+        answers.append(e.errno)
 json.dump(answers, sys.stdout)
 """
 
 
-def ask(rules: list[bytes], directory: str) -> list[bytes | None] | str:
-    """Have the kernel say what it makes of rules, None for one that it refuses.
+def operate(operations: list[tuple[str, str]], directory: str) -> list[int | str] | str:
+    """Have the kernel do operations: a name and what is written there, "read", or "list".
 
-    In a user namespace, which has a table of its own since Linux 6.7: any user
-    can do so, and this machine's table is not touched. directory: an empty one,
-    to mount it on. Returns a reason where that is not possible.
+    In a user namespace, which has a table of its own since Linux 6.7: any user can do so, and this machine's table is
+    not touched. directory: an empty one, to mount it on. Returns a reason where that is not possible.
     """
     done = subprocess.run(
         [
             *("unshare", "--user", "--map-root-user", "--mount", "sh", "-ec"),
             'mount -t binfmt_misc none "$0"; test "$(ls "$0" | wc -l)" = 2; exec "$@"',
-            *(directory, sys.executable, "-c", ASK, directory),
+            *(directory, sys.executable, "-c", OPERATE, directory),
         ],
         check=False,
-        input=json.dumps([rule.decode("latin-1") for rule in rules]),
+        input=json.dumps(operations),
         capture_output=True,
         text=True,
         timeout=30,
@@ -191,4 +121,18 @@ def ask(rules: list[bytes], directory: str) -> list[bytes | None] | str:
     )
     if done.returncode != 0:
         return f"no binfmt_misc table in a user namespace: {done.stderr}"
-    return [None if said is None else said.encode("latin-1") for said in json.loads(done.stdout)]
+    answers: list[int | str] = json.loads(done.stdout)
+    return answers
+
+
+def ask(rules: list[bytes], directory: str) -> list[bytes | None] | str:
+    """Have the kernel say what it makes of rules, None for one that it refuses; see operate()."""
+    operations = []
+    for rule in rules:
+        name = rule[1:].split(rule[:1])[0].decode("latin-1")
+        operations += [("register", rule.decode("latin-1")), (name, "read"), (name, "-1")]
+    answers = operate(operations, directory)
+    if isinstance(answers, str):
+        return answers
+    registered = zip(answers[::3], answers[1::3])
+    return [str(text).encode("latin-1") if status == 0 else None for status, text in registered]

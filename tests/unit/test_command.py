@@ -51,7 +51,7 @@ def wsl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> kernel.Table:
     monkeypatch.setattr(Decision, "elsewhere", "")
     monkeypatch.setattr(Decision, "interop", True)
     monkeypatch.setattr(restore, "switch_on", lambda: False)
-    memory.formats.clear()
+    memory.entries.clear()
     memory.add(interop.rule("WSLInterop"))
     return memory
 
@@ -78,7 +78,7 @@ def wsl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> kernel.Table:
 )
 def test_wrong(wsl: kernel.Table, capfd: Captured, args: list[str]) -> None:
     """Wrong arguments: what is wrong on stderr, exit status 2, and nothing is done."""
-    wsl.formats.clear()
+    wsl.entries.clear()
     assert command.run(args) == 2
     said = capfd.readouterr()
     assert said.out == ""
@@ -118,7 +118,7 @@ def test_nothing_wrong(capfd: Captured) -> None:
 
 def test_restored(wsl: kernel.Table, capfd: Captured) -> None:
     """What was wrong is said, once."""
-    wsl.formats.clear()
+    wsl.entries.clear()
     assert command.run(["restore", "-n"]) == 0
     assert capfd.readouterr() == ("WSLInterop is missing: would be restored\n", "")
     assert wsl.names == []
@@ -130,7 +130,7 @@ def test_restored(wsl: kernel.Table, capfd: Captured) -> None:
 def test_not_for_us(wsl: kernel.Table, capfd: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand, where Windows programs are not to start."""
     monkeypatch.setattr(Decision, "elsewhere", "a container, lxc")
-    wsl.formats.clear()
+    wsl.entries.clear()
     assert command.run(["restore"]) == 0
     assert capfd.readouterr().out == "a container, lxc: nothing to do\n"
     monkeypatch.setattr(Decision, "elsewhere", "")
@@ -165,22 +165,22 @@ def test_what_was_left(wsl: kernel.Table, capfd: Captured) -> None:
 
 def test_disabled(wsl: kernel.Table, capfd: Captured) -> None:
     """By hand, which is respected, also after a wipe."""
-    wsl.get("WSLInterop").enabled = False
+    wsl.entry("WSLInterop").enabled = False
     assert command.run(["restore"]) == 0
     assert "stays so: echo 1" in capfd.readouterr().out
     assert wsl.writes == []
     wsl.state = {"inode": 1, "disabled": True}
-    wsl.formats.clear()
+    wsl.entries.clear()
     assert command.run(["restore"]) == 0
-    assert [entry.enabled for entry in wsl.formats] == [False]
+    assert [entry.enabled for entry in wsl.entries] == [False]
 
 
 def test_one_who_does_not_stop(wsl: kernel.Table, capfd: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another program that undoes each repair is left alone after a while."""
     ticks = iter(range(10_000))
     monkeypatch.setattr(time, "monotonic", lambda: float(next(ticks)))
-    monkeypatch.setattr(time, "sleep", lambda _seconds: wsl.formats.clear())
-    wsl.formats.clear()
+    monkeypatch.setattr(time, "sleep", lambda _seconds: wsl.entries.clear())
+    wsl.entries.clear()
     assert command.run(["restore"]) == 1
     assert "all the time" in capfd.readouterr().err
 
@@ -196,7 +196,7 @@ def test_switched_on(capfd: Captured, wsl: kernel.Table, monkeypatch: pytest.Mon
 def test_not_mounted(wsl: kernel.Table, capfd: Captured, tmp_path: Path) -> None:
     """Without a table there is nothing to do."""
     (tmp_path / "register").unlink()
-    wsl.formats.clear()
+    wsl.entries.clear()
     assert command.run(["restore"]) == 0
     assert capfd.readouterr().out == f"{tmp_path} is not mounted: nothing to do\n"
     assert wsl.writes == []
@@ -209,7 +209,7 @@ def test_read_only(wsl: kernel.Table, capfd: Captured, tmp_path: Path, monkeypat
         f_flag = os.ST_RDONLY
 
     monkeypatch.setattr(os, "statvfs", lambda _path: ReadOnly())
-    wsl.formats.clear()
+    wsl.entries.clear()
     assert command.run(["restore"]) == 0
     assert capfd.readouterr().out == f"{tmp_path} is read-only: nothing to do\n"
     assert wsl.writes == []
@@ -218,7 +218,7 @@ def test_read_only(wsl: kernel.Table, capfd: Captured, tmp_path: Path, monkeypat
 def test_no_init(wsl: kernel.Table, capfd: Captured, tmp_path: Path) -> None:
     """Without /init, there is nothing to register, and Windows programs do not start."""
     (tmp_path / "init").unlink()
-    wsl.formats.clear()
+    wsl.entries.clear()
     assert command.run(["restore"]) == 1
     assert "/init cannot be run" in capfd.readouterr().err
     assert wsl.writes == []

@@ -11,22 +11,27 @@ import posix
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Iterator
 
-from simulation import promises, world
+import promises
+import world
 from wsl_binfmt import interop, own, rules, state, table, watch
 
 if TYPE_CHECKING:
-    from simulation.scheduler import Process, Simulation
+    from scheduler import Process, Simulation
 
 SIGNALS = {"SIGHUP": 1, "SIGUSR1": 10, "SIGTERM": 15, "SIGIO": 29}
 TABLE = table.DIRECTORY + "/"
 
-simulation: Simulation
+
+class Running:
+    """The simulation that runs: one at a time in a process."""
+
+    simulation: Simulation
 
 
 def process() -> Process:
     """Tell whose turn it is."""
-    assert simulation.current
-    return simulation.current
+    assert Running.simulation.current
+    return Running.simulation.current
 
 
 class Posix:
@@ -54,7 +59,7 @@ class Posix:
         me.turn()
         file: Any
         if path.startswith(TABLE):
-            file = simulation.open(me, path[len(TABLE) :])
+            file = Running.simulation.open(me, path[len(TABLE) :])
         elif path in (table.DIRECTORY, own.UNITS):
             file = path
         elif path in me.distro.files:
@@ -69,23 +74,23 @@ class Posix:
         """Read a file of the table."""
         me = process()
         me.turn()
-        text = simulation.table.read(me.descriptors[fd])
-        simulation.tell(me, f"reads {me.descriptors[fd]}")
-        simulation.promises.after_read(me, me.descriptors[fd])
+        text = Running.simulation.table.read(me.descriptors[fd])
+        Running.simulation.tell(me, f"reads {me.descriptors[fd]}")
+        Running.simulation.promises.after_read(me, me.descriptors[fd])
         return text
 
     def write(self, fd: int, data: bytes) -> None:
         """Write to a file of the table."""
         me = process()
         me.turn()
-        simulation.write(me, me.descriptors[fd], data)
+        Running.simulation.write(me, me.descriptors[fd], data)
 
     def close(self, fd: int) -> None:
         """Close a file, and with it give the lock back."""
         me = process()
         me.descriptors.pop(fd, None)
-        if simulation.table.lock == (me, fd):
-            simulation.table.lock = None
+        if Running.simulation.table.lock == (me, fd):
+            Running.simulation.table.lock = None
 
     def fstat(self, fd: int) -> SimpleNamespace:
         """Tell the inode of an entry."""
@@ -101,9 +106,13 @@ class Posix:
         assert path == table.DIRECTORY
         me = process()
         me.turn()
-        simulation.promises.after_list(me)
-        simulation.tell(me, "lists the table: " + " ".join(map(str, simulation.table.entries)))
-        for name, inode in [("status", 2), ("register", 3), *((entry.name, entry.inode) for entry in simulation.table.entries)]:
+        Running.simulation.promises.after_list(me)
+        Running.simulation.tell(me, "lists the table: " + " ".join(map(str, Running.simulation.table.entries)))
+        for name, inode in [
+            ("status", 2),
+            ("register", 3),
+            *((entry.name, entry.inode) for entry in Running.simulation.table.entries),
+        ]:
             yield SimpleNamespace(name=name, inode=lambda inode=inode: inode)
 
     def listdir(self, path: str) -> list[str]:
@@ -129,8 +138,8 @@ class Posix:
         me = process()
         me.turn()
         me.distro.files[new] = me.distro.files.pop(old)
-        simulation.promises.after_save(me)
-        simulation.tell(me, f"writes {new}")
+        Running.simulation.promises.after_save(me)
+        Running.simulation.tell(me, f"writes {new}")
 
 
 class Fcntl:
@@ -155,10 +164,10 @@ class Fcntl:
         """Take the lock; raises BlockingIOError."""
         me = process()
         me.turn()
-        if simulation.table.lock not in (None, (me, fd)):
+        if Running.simulation.table.lock not in (None, (me, fd)):
             raise BlockingIOError
-        simulation.table.lock = me, fd
-        simulation.tell(me, "takes the lock")
+        Running.simulation.table.lock = me, fd
+        Running.simulation.tell(me, "takes the lock")
 
 
 class Time:
@@ -166,7 +175,7 @@ class Time:
 
     def monotonic(self) -> float:
         """Tell the time."""
-        return simulation.now
+        return Running.simulation.now
 
     def sleep(self, seconds: float) -> None:
         """Wait."""
@@ -184,12 +193,12 @@ class Signal:
 
     def sigwait(self, signals: set[int]) -> int:
         """Wait for a signal."""
-        simulation.promises.after_look(process())
+        Running.simulation.promises.after_look(process())
         return process().wait_for_signal(signals, math.inf)
 
     def sigtimedwait(self, signals: set[int], seconds: float) -> SimpleNamespace | None:
         """Wait for a signal or for a time."""
-        simulation.promises.after_look(process())
+        Running.simulation.promises.after_look(process())
         received = process().wait_for_signal(signals, seconds)
         return SimpleNamespace(si_signo=received) if received else None
 
@@ -232,4 +241,4 @@ def install() -> None:
             if name == "open" or hasattr(module, name):
                 setattr(module, name, value)
     # They are computed of what `_signal` and `fcntl` have.
-    watch.SIGNALS = set(SIGNALS.values())
+    setattr(watch, "SIGNALS", set(SIGNALS.values()))  # noqa: B010 - they are numbers here

@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: MIT
+"""The watch through its one entry: a look at a table, with a clock, makes writes and says when it looks again."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+import kernel
+import world
+from wsl_binfmt import interop, own, rules, watch
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WSL, APE = world.WSL, world.APE
+WINE = b":wine:M::MZ::/usr/bin/wine:"
+QEMU = b":qemu-arm:M::\\x7fELF\\x01:\\xff\\xff\\xff\\xff\\xff:/usr/bin/qemu-arm:F"
+TEMPORARY = interop.rule(interop.TEMPORARY)
+REPLACED = [
+    ("register", TEMPORARY), ("WSLInterop", b"-1"), ("register", WSL), (interop.TEMPORARY, b"-1"),
+]  # fmt: skip
+PATIENCE = 0.05
+
+
+class Distro(kernel.Table):
+    """A distro over a table, and its watch."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+        """Begin with WSLInterop alone."""
+        super().__init__(monkeypatch)
+        self._directory = directory
+        self.told: list[str] = []
+        self.has_failed = False
+        programs = {"/init", b"/init", b"/usr/bin/ape"}
+        monkeypatch.setattr("posix.access", lambda path, _mode: path in programs)
+        self.programs = programs
+        monkeypatch.setattr(rules, "BINFMT_D", (str(directory),))
+        monkeypatch.setattr(rules, "UPDATE_BINFMTS", str(directory / "none"))
+        monkeypatch.setattr(own, "UNITS", str(directory))
+        monkeypatch.setattr(own, "_has_failed", lambda _service: self.has_failed)
+        self.add(WSL)
+        self.start_watch()
+
+    def start_watch(self) -> None:
+        """Start a watch; one before has been killed."""
+        self._watch = watch.Watch(lambda message, **_: self.told.append(message))
+
+    def look(self, seconds: float = 0.0, **what: bool) -> tuple[list[tuple[str, bytes]], float]:
+        """Look, some seconds later; returns the writes, and in how many seconds it looks again, 0 for never."""
+        self.now += seconds
+        self.writes.clear()
+        due = self._watch.look(**what)
+        return [*self.writes], round(due - self.now, 3) if due else 0.0
+
+    def settle(self) -> None:
+        """Look until nothing is due."""
+        due = self._watch.look()
+        while due:
+            self.now = max(due, self.now)
+            due = self._watch.look(changed=False)
+        self.writes.clear()
+
+    def rule(self, rule: bytes | None, *, starts: bool = True) -> None:
+        """Have one rule in binfmt.d, or none; and the service started anew with it."""
+        (self._directory / "a.conf").write_bytes(rule or b"")
+        link = self._directory / f"invocation:{rules.SYSTEMD_BINFMT}"
+        link.unlink(missing_ok=True)
+        if starts:
+            link.symlink_to(str(self.now))
+
+    def wins(self, start: bytes, extension: bytes = b"") -> str:
+        """Tell which entry handles a file."""
+        return str(self.handler(start, extension))
+
+
+@pytest.fixture
+def distro(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Distro:
+    """A distro whose watch has looked."""
+    made = Distro(monkeypatch, tmp_path)
+    made.settle()
+    return made
+
+
+ORDINARY = sorted({start for start, _ in world.PROGRAMS})
+
+
+@pytest.mark.parametrize(
+    ("rule", "is_rival"),
+    [
+        (WINE, True),
+        (b":x:M::MZ\\x90\\x00::/usr/bin/x:", True),
+        (b":x:M::MZP::/usr/bin/x:", True),
+        (b":x:M::M::/usr/bin/x:", True),
+        (b":x:M:1:Z::/usr/bin/x:", True),
+        (b":x:M::mz:\\xdf\\xdf:/usr/bin/x:", True),
+        (b":x:M::xy:\\x00\\x00:/usr/bin/x:", True),
+        (b":cli:M:128:PE\\x00\\x00::/usr/bin/cli:", True),
+        (b":x:E::exe::/usr/bin/x:", True),
+        (b":x:E::EXE::/usr/bin/x:", True),
+        (b":x:M::MZ::/init:", True),  # neither F nor P
+        (b":x:M::MZ::/init:P", True),
+        (b":WSLInterop-late:M::MZ::/init:P", True),
+        (b":x:M::MZ::/init:FP", False),
+        (APE, False),
+        (b":x:M::MZq::/usr/bin/x:", False),
+        (b":x:M::\\x7fELF::/usr/bin/x:", False),
+        (b":x:M:2:\\x7fELF::/usr/bin/x:", False),
+        (b":x:M::mz:\\xff\\xdf:/usr/bin/x:", False),
+        (b":x:E::com::/usr/bin/x:", False),
+        (interop.PLACEHOLDER.replace(b"WSLInterop", b"x"), False),
+    ],
+)
+def test_rivals(distro: Distro, rule: bytes, is_rival: bool) -> None:
+    """What would take ordinary Windows programs is outranked, without a gap; what takes others stays in front."""
+    distro.add(APE.replace(b"APE", b"before"))
+    distro.settle()
+    distro.add(rule)
+    writes, due = distro.look()
+    name = rule.split(b":")[1].decode()
+    again = [("before", b"-1"), ("register", APE.replace(b"APE", b"before").replace(b":M::", b":M:0:"))]
+    assert writes == ([*REPLACED[:3], *again, REPLACED[3]] if is_rival else [])
+    assert due == (0.0 if is_rival else PATIENCE)
+    assert all(distro.wins(start) == "WSLInterop" or not is_rival for start in ORDINARY)
+    assert distro.wins(b"MZqFpD") in ("before", name)
+    assert (distro.names.index("WSLInterop") < distro.names.index(name)) is is_rival
+    distro.settle()
+    assert distro.look(changed=False) == ([], 0.0)
+    assert distro.told == ([f"{name} outranks WSLInterop: restored"] if is_rival else [])
+
+
+class Bpf(world.Entry):
+    """An entry of kind B, as Linux 7.3 has them."""
+
+    text = b"enabled\nbpf x\nbpf-interpreter 1 /x\n"
+
+
+def test_rival_that_takes_none(distro: Distro) -> None:
+    """An entry that is disabled, or that is not understood as one of kind B, is nobody's rival."""
+    distro.add(WINE, enabled=False)
+    distro.add(b":bpf:E::exe::/usr/bin/x:")
+    distro.entries[0].__class__ = Bpf
+    assert distro.look()[0] == []
+    distro.entry("wine").enabled = True
+    assert distro.look()[0] == REPLACED
+
+
+def test_missing(distro: Distro) -> None:
+    """It is registered at once after a wipe; where it is gone alone, an override has its time before."""
+    distro.add(QEMU)
+    distro.settle()
+    distro.drop("WSLInterop")
+    assert distro.look() == ([("register", TEMPORARY)], 0.0)
+    assert distro.look(0.03) == ([], 0.02)
+    assert distro.look(0.02, changed=False)[0] == [("register", WSL), (interop.TEMPORARY, b"-1")]
+    distro.settle()
+    distro.write("status", b"-1")
+    assert distro.look()[0] == [("register", WSL)]
+    assert distro.told == ["WSLInterop is missing: restored"] * 2
+
+
+def test_override(distro: Distro) -> None:
+    """What it registers is replaced, as its flags are not WSL's; more flags are WSL's own affair."""
+    distro.drop("WSLInterop")
+    distro.look()
+    distro.add(WSL.replace(b":FP", b":P"))
+    writes, _ = distro.look()
+    assert writes == [(interop.TEMPORARY, b"-1"), *REPLACED]
+    distro.drop("WSLInterop")
+    distro.add(WSL.replace(b":FP", b":FPC"))
+    assert distro.look()[0] == []
+
+
+def test_rival_while_waiting(distro: Distro) -> None:
+    """A temporary entry that is outranked is not waited with, nor removed before WSLInterop is there."""
+    distro.drop("WSLInterop")
+    distro.look()
+    distro.add(b":cli:M:128:PE\\x00\\x00::/usr/bin/cli:")
+    assert distro.look()[0] == [("register", WSL), (interop.TEMPORARY, b"-1")]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_disabled(distro: Distro, again: bool) -> None:
+    """It stays so through a wipe, at every instant, also with another watch; `echo 1` ends that."""
+    distro.add(QEMU)
+    distro.entry("WSLInterop").enabled = False
+    distro.settle()
+    distro.add(WINE)
+    assert distro.look()[0] == []
+    distro.settle()
+    if again:
+        distro.start_watch()
+    distro.write("status", b"-1")
+    assert distro.look()[0] == [("register", interop.PLACEHOLDER), ("WSLInterop", b"0")]
+    assert distro.wins(b"MZ\x90\0") == "None"
+    distro.drop("WSLInterop")
+    distro.add(WSL)
+    assert distro.look()[0] == [("WSLInterop", b"0")]
+    distro.drop("WSLInterop")
+    assert distro.look() == ([], PATIENCE)
+    assert distro.look(PATIENCE)[0] == [("register", interop.PLACEHOLDER), ("WSLInterop", b"0")]
+    distro.entry("WSLInterop").enabled = True
+    assert distro.look() == ([], PATIENCE)
+    assert distro.look(PATIENCE)[0] == REPLACED[1:]
+    assert distro.wins(b"MZ\x90\0") == "WSLInterop"
+
+
+def test_disabled_during_a_repair(distro: Distro, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is decided already is not done."""
+    distro.add(WINE)
+    register = distro._write
+
+    def disable_then(name: str, data: bytes) -> None:
+        register(name, data)
+        distro.entry("WSLInterop").enabled = False
+
+    monkeypatch.setattr("wsl_binfmt.table._write", disable_then)
+    assert distro.look()[0] == [("register", TEMPORARY), (interop.TEMPORARY, b"-1")]
+    assert not distro.entry("WSLInterop").enabled
+
+
+def test_refused(distro: Distro) -> None:
+    """It is told once, and tried again after a growing time; a change is looked at before."""
+    distro.add(WINE)
+    distro.refuses = errno.EROFS
+    assert distro.look()[1] == 1.0
+    assert [distro.look(seconds, changed=False)[1] for seconds in (1, 2, 4)] == [2.0, 4.0, 8.0]
+    assert distro.told == ["cannot change register: Read-only file system"]
+    distro.refuses = 0
+    assert distro.look(8, changed=False)[0] == REPLACED
+
+
+def test_no_init(distro: Distro) -> None:
+    """Nothing is touched where /init cannot be run."""
+    distro.programs.discard("/init")
+    distro.drop("WSLInterop")
+    assert distro.look() == ([], 1.0)
+    assert distro.told == [interop.NO_INIT]
+    distro.programs.add("/init")
+    assert distro.look(1)[0] != []
+
+
+def test_own_entries(distro: Distro) -> None:
+    """They come back after a wipe when nothing has changed for a time; one that was removed by hand does not."""
+    distro.rule(QEMU)
+    distro.add(QEMU)
+    distro.settle()
+    distro.write("status", b"-1")
+    distro.look()
+    assert distro.look() == ([], PATIENCE)
+    distro.add(b":x:M::x::/usr/bin/x:")
+    assert distro.look(0.04) == ([], PATIENCE)
+    assert distro.look(PATIENCE, changed=False)[0] == [("register", QEMU)]
+    distro.settle()
+    distro.drop("qemu-arm")
+    distro.settle()
+    assert distro.names == ["x", "WSLInterop"]
+
+
+def test_stopped_service(distro: Distro) -> None:
+    """Its entries go a second later, after a mark, unless it has failed or is started again."""
+    distro.rule(QEMU)
+    distro.add(QEMU)
+    distro.add(b":other:M::other::/usr/bin/x:")
+    distro.settle()
+    distro.rule(QEMU, starts=False)
+    assert distro.look(changed=False) == ([], 1.0)
+    distro.rule(QEMU)
+    assert distro.look(0.9, changed=False)[0] == []
+    distro.rule(QEMU, starts=False)
+    distro.look(changed=False)
+    mark = f"{own.LEAVING}{os.stat('/proc/self/ns/pid').st_ino}"
+    rule = own.LEAVING_RULE.format(mark).encode()
+    removed = [(mark, b"-1"), ("register", rule), (mark, b"0"), ("qemu-arm", b"-1")]
+    assert distro.look(1.0, changed=False)[0] == removed
+    assert distro.names == [mark, "other", "WSLInterop"]
+    assert not distro.entries[0].enabled
+    distro.settle()
+    assert distro.names == ["other", "WSLInterop"]
+
+
+def test_another_distro_leaves(distro: Distro) -> None:
+    """What goes within a second of its mark comes back; its mark is removed a second later."""
+    distro.rule(QEMU)
+    distro.add(QEMU)
+    distro.settle()
+    distro.add(own.LEAVING_RULE.format(own.LEAVING + "1").encode(), enabled=False)
+    distro.look()
+    distro.drop("qemu-arm")
+    distro.settle()
+    assert distro.names == ["qemu-arm", "WSLInterop"]
+
+
+def test_rule_that_is_gone(distro: Distro) -> None:
+    """Its entry goes at the next start or reload, if it still is as that rule had it."""
+    distro.rule(QEMU)
+    distro.add(QEMU)
+    distro.settle()
+    distro.rule(b"")
+    distro.settle()
+    assert distro.names == ["WSLInterop"]
+
+
+def test_storm(distro: Distro) -> None:
+    """A program that undoes each repair does not have the machine busy with it."""
+    for _ in range(watch.IN_A_ROW_MAX):
+        distro.add(WINE)
+        assert distro.look()[1] == 0.0
+        distro.drop("wine")
+    distro.add(WINE)
+    assert distro.look()[1] == 0.1
