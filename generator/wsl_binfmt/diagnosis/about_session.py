@@ -105,9 +105,9 @@ def cwd_untranslatable(machine: m.Machine) -> Iterator[Found]:
     state = machine.session.cwd.state
     if state in (m.GONE, "not below this root"):
         what = "it was removed" if state == m.GONE else "it is not below this root"
-        yield Found([f"the current directory: {what}"], "cd")
+        yield Found([f"the current directory: {what}"], "cd /")
     elif state == "not UTF-8":
-        yield Found(["the current directory: its path is not UTF-8"], "cd", severity=WARNING)
+        yield Found(["the current directory: its path is not UTF-8"], "cd /", severity=WARNING)
 
 
 @problem(ERROR, WINDOWS)
