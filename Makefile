@@ -58,7 +58,7 @@ install: $(if $(SCDOC),$(PAGES))
 		$(DESTDIR)$(PREFIX)/bin/wsl-binfmt \
 		$(LIB)/systemd/system-generators/wsl-binfmt-generator \
 		$(LIB)/wsl-binfmt-generator/wsl_binfmt/command.py \
-		$(LIB)/wsl-binfmt-generator/wsl_binfmt/diagnosis/problems.py \
+		$(LIB)/wsl-binfmt-generator/wsl_binfmt/diagnosis/*.py \
 		$(UNITS:units/%=$(LIB)/systemd/system/%) \
 		$(if $(SCDOC),$(DESTDIR)$(PREFIX)/share/man/man?/wsl-binfmt*)
 ifeq ($(COMPILE),yes)

@@ -29,7 +29,7 @@ REPORT_MAX = 4 << 20  # bytes
 REPORTED = """\
 {path} has what `wsl-binfmt` depends on, and nothing else: the entries of the
 binfmt_misc table and the rules of binfmt.d; the settings of /etc/wsl.conf; what
-systemd says of six units; messages of these in the journal; the mount of the
+systemd says of four units; messages of these in the journal; the mount of the
 table; PATH, the current directory and the sockets of WSL; and, if one was given,
 the first 256 bytes of the program. Names of users, homes and hosts are replaced.
 Read it before you show it to others."""
@@ -219,7 +219,7 @@ def report(options: argparse.Namespace) -> int:
             file.write(text)
     except OSError as e:
         return command.tell(f"cannot write {options.file}: {e.strerror}", FAILS)
-    print(command.printable(REPORTED.format(path=options.file)).replace("\\n", "\n"))
+    print(REPORTED.format(path=command.printable(options.file)))
     return WORKS
 
 

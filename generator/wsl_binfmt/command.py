@@ -3,11 +3,13 @@
 
 import posix
 import sys
+import time
 
 from wsl_binfmt import own, rules, table, watch
 
 NAME = "wsl-binfmt"
 VERSION = "@VERSION@"
+MARK_TIME = 0.3  # seconds
 WARNING, NOTICE = 4, 5  # of syslog(3)
 JOURNAL = "/run/systemd/journal/socket"
 # Of a repair, for `journalctl MESSAGE_ID=`.
@@ -22,7 +24,11 @@ def run(args: "list[str]") -> int:
             watch.Watch(log).run()
             return 0
         if len(args) == 2 and args[0] == "leave" and args[1] in rules.SERVICES:
-            own.OwnEntries({}, log).leave(args[1:])
+            entries = own.OwnEntries({}, log)
+            entries.leave(args[1:])
+            # There is no watch here to remove it; those of other distros have seen it by then.
+            time.sleep(MARK_TIME)
+            table.remove(entries.mark)
             return 0
     except PermissionError:
         return tell(f"may not change {table.DIRECTORY}, run this as root", 1)

@@ -39,7 +39,7 @@ PLACEHOLDER_EXTENSION = b"disabled.by.hand"
 PLACEHOLDER = b":WSLInterop:E::%b::/init:FP" % PLACEHOLDER_EXTENSION
 # seconds: WSL's override, in a distro without this package, removes WSLInterop alone, and fails if it is back when the
 # override registers it. An administrator's `echo 1` is seen by the watches of all distros before one registers it anew.
-PATIENCE = 0.05
+PATIENCE = 0.2
 # Programs that change the table do not know the lock; so often a repair that they disturbed begins again.
 TRIES = 4
 

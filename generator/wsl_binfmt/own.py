@@ -37,7 +37,7 @@ class OwnEntries:
         """Begin with what an earlier watch has saved. tell: tells people of a message."""
         self._tell = tell
         # All distros have different PID namespaces.
-        self._mark = f"{LEAVING}{posix.stat('/proc/self/ns/pid').st_ino}"
+        self.mark = f"{LEAVING}{posix.stat('/proc/self/ns/pid').st_ino}"
         # The entries as of the last look, and those of them that are not learned yet.
         self._before: "dict[str, int]" = saved.get("entries", {})
         self._new: "set[str]" = set()
@@ -126,7 +126,7 @@ class OwnEntries:
         marks = {name: inode for name, inode in entries.items() if name.startswith(LEAVING)}
         self._marks = {inode: self._marks.get(inode, now) for inode in marks.values()}
         self._gone = {name: since for name, since in self._gone.items() if now < since + SECOND}
-        if any(name != self._mark for name in marks):
+        if any(name != self.mark for name in marks):
             if self._gone:
                 self._lose(self._gone, now)
             self._gone = {}
@@ -235,9 +235,9 @@ class OwnEntries:
         if not names:
             return
         with table.Lock():
-            table.remove(self._mark)
-            table.register(LEAVING_RULE.format(self._mark).encode())
-            table.disable(self._mark)
+            table.remove(self.mark)
+            table.register(LEAVING_RULE.format(self.mark).encode())
+            table.disable(self.mark)
             for name in names:
                 table.remove(name)
                 self._own.pop(name, None)

@@ -63,6 +63,8 @@ class Watch:
             # Most units that start and stop are no business of the watch's.
             if received != signal.SIGUSR1 or self._own.services_have_changed():
                 due = self.look(changed=received == signal.SIGIO, reloaded=received == signal.SIGHUP)
+            if self._failure or not 0 < self._repairs_in_a_row <= IN_A_ROW_MAX:
+                _notify()
             received = self._wait(due)
         self._leave()
 
@@ -161,3 +163,13 @@ class Watch:
             self._own.leave()
         except OSError as e:
             self._tell(f"cannot remove own entries: {e.strerror}")
+
+
+def _notify() -> None:
+    """Tell systemd that the watch is up, once, as sd_notify(3) does."""
+    path = posix.environ.pop(b"NOTIFY_SOCKET", b"")
+    if path:
+        # `socket` would take a megabyte of memory.
+        from _socket import AF_UNIX, SOCK_DGRAM, socket  # noqa: PLC0415
+
+        socket(AF_UNIX, SOCK_DGRAM).sendto(b"READY=1", b"\0" + path[1:] if path[:1] == b"@" else path)

@@ -21,7 +21,6 @@ let
       substituteInPlace generator/wsl_binfmt/own.py \
         --replace-fail /usr/bin/systemctl ${config.systemd.package}/bin/systemctl \
         --replace-fail /usr/bin/timeout ${pkgs.coreutils}/bin/timeout
-      substituteInPlace units/wsl-binfmt-watch.service --replace-fail /bin/kill ${pkgs.util-linux}/bin/kill
     '';
     buildFlags = [ "man" ];
     installFlags = [ "PREFIX=$(out)" "COMPILE=no" ];

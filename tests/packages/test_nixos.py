@@ -42,7 +42,7 @@ substituteInPlace() {
 }
 """
 # Of other packages: what Nix writes anew in first lines, and what NixOS does not have.
-OTHERS = {"/usr/bin/python3", "/usr/sbin/update-binfmts", "/usr/lib/binfmt-support/run-detectors"}
+OTHERS = {"/bin/sh", "/usr/bin/python3", "/usr/sbin/update-binfmts", "/usr/lib/binfmt-support/run-detectors"}
 
 
 def steps() -> dict[str, str]:

@@ -71,11 +71,11 @@ FAULTS = [
     Fault("a removal is taken for a wipe", "own", "is_any_left = any(", "is_any_left = all("),
     Fault("a mark goes at once", "own", "now >= self._marks[inode] + SECOND", "True", ("reboot", "stop")),
     Fault("a mark stays", "own", "now >= self._marks[inode] + SECOND", "False"),
-    Fault("a mark of others is ignored", "own", "if any(name != self._mark for name in marks)", "if False"),
+    Fault("a mark of others is ignored", "own", "if any(name != self.mark for name in marks)", "if False"),
     Fault(
         "no mark",
         "own",
-        "table.register(LEAVING_RULE.format(self._mark).encode())\n            table.disable(self._mark)",
+        "table.register(LEAVING_RULE.format(self.mark).encode())\n            table.disable(self.mark)",
         "pass",
     ),
     Fault(

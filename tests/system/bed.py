@@ -639,7 +639,7 @@ class Launches:
         self.count, self.failed, self.outage, self.lost = int(count), int(failed), float(outage), float(lost)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=None)
 def installation(source: Path) -> bytes:
     """What `make install` of a tree installs, as an archive; it is run once in a process."""
     with tempfile.TemporaryDirectory() as directory:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Records machines of tests/machines on the test bed, as root: python -B tests/system/record.py
+"""Records machines of tests/machines on the test bed. As root: python -B tests/system/record.py.
 
 What differs from one run to the next, or is not as on WSL (times, numbers of
 processes, the kernel's name, the session), is replaced by what is the same each

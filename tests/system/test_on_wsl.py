@@ -102,7 +102,7 @@ def test_all_holds(any_vm: Vm, wsl: Callable[..., Distro]) -> None:
     with windows(any_vm, distro) as asked:
         code, report = check(distro, "-y", "--wipe", "--second", "other")
     assert (code, [line for line in report.splitlines() if line.startswith(("FAILED", "skipped"))]) == (0, [])
-    assert report.count("\nok ") == 21
+    assert report.count("\nok ") == 22
     assert re.search(r"^a restart takes +\d+ ms, ", report, re.MULTILINE)
     assert json.loads(report.partition("```json\n")[2].removesuffix("```\n"))
     assert asked[:2] == ["-d other -e true", "--terminate other"]

@@ -197,6 +197,7 @@ def test_default_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gather_session, "read_file", files.get)
     assert gather_session.default_user(m.Conf()) == (1000, [1000])
     assert gather_session.default_user(m.Conf(settings=[m.Setting(1, "user.default", "two")])) == (1001, [7, 9])
+    assert gather_session.default_user(m.Conf(m.MAY_NOT_LOOK)) == (None, [])
     files["/etc/passwd"] = "root:x:0:0::/root:\n"
     assert gather_session.default_user(m.Conf()) == (0, [])
 

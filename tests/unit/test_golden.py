@@ -2,8 +2,9 @@
 """Whole machines, one in each folder of tests/golden: what the generator reads there, and all that it writes.
 
 A folder holds the files that are read, the generator's `environment`, and what
-is to come of it: the tree `expected`, with a folder for each directory that systemd gives to it, and `stderr`. One that is not there stands
-for a tree, or a text, that is empty. `pytest --update-golden` writes both anew.
+is to come of it: the tree `expected`, with a folder for each directory that
+systemd gives to it, and `stderr`. One that is not there stands for a tree, or a
+text, that is empty. `pytest --update-golden` writes both anew.
 """
 
 from __future__ import annotations

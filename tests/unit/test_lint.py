@@ -100,7 +100,7 @@ def test_python3_minimal() -> None:
 
 def test_no_module_is_long() -> None:
     """Nobody reads a module of more than 400 lines."""
-    assert [path.name for path in SOURCES if len(path.read_text().splitlines()) > 400] == []
+    assert [path.name for path in SOURCES if path.suffix and len(path.read_text().splitlines()) > 400] == []
 
 
 def test_no_wall_clock() -> None:

@@ -29,7 +29,7 @@ KEYS = {
         "SourcePath",
         "Wants",
     },
-    "Service": {"BindPaths", "ExecReload", "ExecStop", "RestartMaxDelaySec", "RestartSteps"},
+    "Service": {"BindPaths", "ExecReload", "ExecStop", "RestartMaxDelaySec", "RestartSec", "RestartSteps"},
 }
 EARLY = "systemd-binfmt.service.d/override.conf"
 
@@ -86,7 +86,7 @@ REGISTERS = "[Service]\nExecStartPost=/bin/sh -c 'echo :WSLInterop:M::MZ::/init:
     ],
 )
 def test_registers_interop(distro: support.Machine, directory: str, text: str, expected: bool) -> None:
-    """A drop-in that registers WSLInterop, and would fail as it is there, is masked; no other one is, nor WSL's twice."""
+    """A drop-in that registers WSLInterop, and would fail as it is there, is masked; no other one is."""
     drop_ins = f"{directory}/systemd/system/systemd-binfmt.service.d"
     distro.write(f"{drop_ins}/a.conf", "[Service]\n")
     distro.write(f"{drop_ins}/wsl.conf", text)
@@ -95,7 +95,7 @@ def test_registers_interop(distro: support.Machine, directory: str, text: str, e
 
 
 def test_an_administrators_override(distro: support.Machine) -> None:
-    """It hides WSL's of that name, and is not masked, unless it registers WSLInterop; one that is a link to nothing does not."""
+    """It hides WSL's of that name, and is masked only if it registers WSLInterop; a link to nothing does not."""
     path = "etc/systemd/system/systemd-binfmt.service.d/override.conf"
     distro.write(path, "[Service]\n")
     assert EARLY not in masks(distro)

@@ -49,7 +49,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_names(text: str, expected: str) -> None:
     """Of users, homes, hosts and the distro; nothing else is changed."""
-    assert anonymous.anonymous({"a": [text, 5, None]}) == {"a": [expected, 5, None]}
+    assert anonymous.anonymous({"a": [text, 5, None], "alice": 1}) == {"a": [expected, 5, None], "alice": 1}
 
 
 @pytest.fixture

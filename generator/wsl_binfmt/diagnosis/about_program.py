@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Iterator, List, Optional
 
 from wsl_binfmt.diagnosis import launch, subject
 from wsl_binfmt.diagnosis import machine as m
-from wsl_binfmt.diagnosis.about_protection import guilty_conditions, lift, unit
+from wsl_binfmt.diagnosis.about_protection import unit
+from wsl_binfmt.diagnosis.about_rules import guilty_conditions, lift
 from wsl_binfmt.diagnosis.about_session import DRIVES, EXECUTE, READ, describe, refused
 from wsl_binfmt.diagnosis.problems import (
     ERROR,
@@ -47,6 +48,8 @@ def not_in_path(machine: m.Machine) -> Iterator[Found]:
     WSL adds the folders of Windows to PATH, unless `appendWindowsPath=false`
     under [interop] in /etc/wsl.conf says otherwise. A profile, sudo or a service
     may set PATH anew without them. Linux needs the whole name, with its ".exe".
+
+    Add the folder to PATH, or call the program by its whole path.
     """
     program = machine.program
     if program is None or program.is_in_path:
@@ -91,6 +94,9 @@ def exe_not_executable(machine: m.Machine) -> Iterator[Found]:
     The table is not what fails. Drives of Windows take their modes from the
     options fmask, umask and metadata under [automount] in /etc/wsl.conf, or from
     what Windows lets you do.
+
+    Give it the right to be executed; on a drive of Windows, where that right is
+    taken away.
     """
     program = machine.program
     if program is None:
@@ -150,6 +156,8 @@ def exe_not_for_default_user(machine: m.Machine) -> Iterator[Found]:
     Windows opens a program in the Linux file system as the distro's default
     user, whoever runs it. That user is `default=` under [user] in /etc/wsl.conf,
     or else as a rule the one with the number 1000.
+
+    Move the program where that user may read it, such as to /usr/local/bin.
     """
     program = machine.program
     if program is None or not program.may_execute or not subject.of(machine).is_for_windows:
@@ -194,6 +202,8 @@ def interpreter_missing(machine: m.Machine) -> Iterator[Found]:
     A script names its interpreter in its first line, an entry of the table names
     one, and an ELF file names a loader. The kernel then says "No such file or
     directory", although the file is there.
+
+    Install what is named, or mend the line that names it.
     """
     program = machine.program
     if program is None:
@@ -276,6 +286,8 @@ def rule_not_registered(machine: m.Machine) -> Iterator[Found]:
     systemd-binfmt.service registers the rules of binfmt.d when it starts. It may
     be masked, or skipped by a condition, or have failed; or an administrator or
     a container has removed the entry since.
+
+    Restart that service, once nothing keeps it from registering.
     """
     rule = _rule(machine) if _is_asked(machine) and not _candidates(machine) else None
     if rule is None:
@@ -304,6 +316,8 @@ def nothing_runs_it(machine: m.Machine) -> Iterator[Found]:
     The kernel runs programs for its own processor, and scripts whose first line
     names an interpreter. For all others there has to be an entry in the table,
     such as those of an emulator.
+
+    For a program of another processor, install an emulator.
     """
     program = machine.program
     about = subject.of(machine)
@@ -338,6 +352,8 @@ def launch_failed(machine: m.Machine) -> Iterator[Found]:
 
     The launch says which layer failed: the file, the table, the interpreter, or
     Windows, which is all behind /init; what was said; and what that means.
+
+    The meaning of each message is given with it.
     """
     outcome = launch.outcome(machine)
     if outcome and outcome.started is False:

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Iterator, List, Optional
 
-from wsl_binfmt import interop, table
+from wsl_binfmt import table
 from wsl_binfmt.diagnosis import machine as m
 from wsl_binfmt.diagnosis.problems import (
     DROP_IN,
@@ -16,23 +15,17 @@ from wsl_binfmt.diagnosis.problems import (
     GUARD,
     NOTE,
     RELOAD,
-    RESTART,
     SERVICE,
     SERVICES,
     WARNING,
     WATCH,
     Found,
+    binfmt_d,
     can_change,
-    comment_out,
     is_pending,
-    matches,
     problem,
     quote,
 )  # fmt: skip
-
-ADMINISTRATORS = "/etc/", "/run/"
-# What systemd-binfmt says of a rule that the kernel refused.
-REFUSED_RULE = re.compile(r"(/\S+\.conf):(\d+): (.*)")
 
 
 def unit(machine: m.Machine, name: str) -> m.Unit:
@@ -92,6 +85,8 @@ def generator_missing_output(machine: m.Machine) -> Iterator[Found]:
     """The generator ran and failed.
 
     Its message in the kernel log says what could not be written.
+
+    Mend that, and run `sudo systemctl daemon-reload`.
     """
     failure = _failure(machine)
     if failure and _is_reload_due(machine):
@@ -113,6 +108,8 @@ def reload_needed(machine: m.Machine) -> Iterator[Found]:
 
     /etc/wsl.conf, a drop-in or this package has changed since systemd has run
     the generators, or systemd has not read what they wrote.
+
+    Run `sudo systemctl daemon-reload`.
     """
     if _is_reload_due(machine) and not _failure(machine):
         yield Found(_stale(machine), activate(machine))
@@ -160,6 +157,8 @@ def override_in_the_way(machine: m.Machine) -> Iterator[Found]:
 
     It empties the setting BindPaths=, or hides the drop-in by its name. A start
     or stop of the service then empties the table.
+
+    Take that line out of it, or give the file another name.
     """
     for name in SERVICES:
         service = unit(machine, name)
@@ -194,6 +193,8 @@ def guard_inactive(machine: m.Machine) -> Iterator[Found]:
 
     The guard is a file that cannot be written, over the table's file `status`.
     Without it, the shutdown of this distro empties the table for all distros.
+
+    Start it; `systemctl status` of it says why it is not active.
     """
     state = unit(machine, GUARD)
     if machine.protection.units is None or state.load == "masked" or not wants(machine, GUARD):
@@ -209,6 +210,8 @@ def watch_inactive(machine: m.Machine) -> Iterator[Found]:
     Another distro, a container or a package can remove WSLInterop, or register
     an entry that takes Windows programs. The watch is the process that repairs
     that.
+
+    Start it; `systemctl status wsl-binfmt-watch.service` says why it does not run.
     """
     state = unit(machine, WATCH)
     if state.load == "masked" or not wants(machine, WATCH) or not can_change(machine):
@@ -259,135 +262,6 @@ def unit_masked(machine: m.Machine) -> Iterator[Found]:
             evidence += [f"the rules of {path} are not registered" for path in sorted(waiting)]
         advice = "With this package, unmasking it is safe: it does not empty the table any more." if is_service else ""
         yield Found(evidence, fix, advice, severity=NOTE if is_service else WARNING)
-
-
-def binfmt_d(machine: m.Machine) -> List[m.Rule]:
-    """List the rules of binfmt.d, without those of update-binfmts."""
-    return [rule for rule in machine.protection.rules if rule.line]
-
-
-def guilty_conditions(machine: m.Machine) -> List[m.DropIn]:
-    """List the drop-ins of an administrator or a distribution that have systemd-binfmt.service skipped."""
-    service = unit(machine, SERVICE)
-    if service.condition is not False or service.active not in ("inactive", "dead", ""):
-        return []
-    return [
-        each
-        for each in service.drop_ins
-        if not each.path.endswith(f"/{DROP_IN}")
-        and any(re.match(r"(Condition|Assert)\w+\s*=", line) for line in each.lines)
-    ]
-
-
-def lift(drop_in: m.DropIn) -> str:
-    """Make the command that has a drop-in skip systemd-binfmt.service no more, and registers the rules."""
-    path, name = drop_in.path, os.path.basename(drop_in.path)
-    if path.startswith(ADMINISTRATORS):
-        # What else the file says stays.
-        script = "/^[[:space:]]*\\(Condition\\|Assert\\)[A-Za-z]*[[:space:]]*=/d"
-        command = f"sudo sed -i '{script}' {quote(path)}"
-    else:  # of a package, which would bring it back
-        directory = f"/etc/systemd/system/{SERVICE}.d"
-        command = f"sudo mkdir -p {directory} && sudo ln -s /dev/null {quote(f'{directory}/{name}')}"
-    return f"{command} && {RELOAD} && {RESTART}"
-
-
-@problem(WARNING)
-def unit_skipped(machine: m.Machine) -> Iterator[Found]:
-    """systemd-binfmt.service was skipped: no rule of binfmt.d is registered.
-
-    A condition does not hold, such as ConditionVirtualization=!wsl in a drop-in
-    that Ubuntu has had in /usr/lib, and that Microsoft has documented. It was to
-    protect WSLInterop. With this package the service does not remove WSLInterop,
-    and lifting the condition is safe. Do not write an empty
-    ConditionVirtualization=: that drops every condition of the unit.
-    Windows programs start; those for other processors do not.
-    """
-    rules = binfmt_d(machine)
-    service = unit(machine, SERVICE)
-    if service.condition is not False or service.active != "inactive" or not rules or not can_change(machine):
-        return
-    if all(any(entry.name == rule.name for entry in machine.table.entries or []) for rule in rules):
-        return
-    guilty = guilty_conditions(machine)
-    evidence = [each.path for each in guilty] or [f"systemctl status {SERVICE}"]
-    evidence += [f"{rule.path}:{rule.line}: {rule.name} is not registered" for rule in rules][:5]
-    advice = "With this package that is safe: the service does not empty the table any more." if guilty else ""
-    yield Found(evidence, lift(guilty[0]) if guilty else None, advice)
-
-
-@problem(WARNING)
-def unit_failed(machine: m.Machine) -> Iterator[Found]:
-    """systemd-binfmt.service has failed.
-
-    Either the kernel refused a rule of binfmt.d; the rules after it were
-    registered. Or WSL 2.8.9 or later did not let the service empty the table,
-    which makes systemd 250 to 261 fail, if the drop-in of this package is not in
-    effect. The system is then `degraded`, and `nixos-rebuild switch` fails.
-    """
-    service = unit(machine, SERVICE)
-    if service.active != "failed":
-        return
-    said = [each.text for each in machine.protection.messages or [] if each.source == SERVICE]
-    found = [(each[1], int(each[2]), each[3]) for each in map(REFUSED_RULE.search, said) if each]
-    present = {entry.name for entry in machine.table.entries or []}
-    if not found and not machine.protection.messages:
-        rules = binfmt_d(machine)
-        found = [
-            (rule.path, rule.line, f"{rule.name} is not in the table") for rule in rules if rule.name not in present
-        ]
-    if found:
-        path, line, _ = found[0]
-        evidence = list(dict.fromkeys(f"{path}:{line}: {text}" for path, line, text in found))
-        yield Found(evidence, f"{comment_out(path, line)} && {RESTART}")
-    elif is_guarded_by_drop_in(service):
-        # What failed was a start before the drop-in was in effect.
-        yield Found(said[-3:] or [f"systemctl status {SERVICE}"], RESTART)
-    elif machine.table.over_status and "ro" in machine.table.over_status.options:
-        causes = (generator_masked, reload_needed, generator_missing_output, override_in_the_way)
-        fixes = [each.fix for cause in causes for each in cause(machine)]
-        yield Found(
-            [f"{table.DIRECTORY}/status is read-only, by {_owner(machine)}", *said[-1:]],
-            f"{fixes[0]} && {RESTART}" if fixes and fixes[0] else None,
-            "This package's drop-in cures that; see why it is not in effect." if not fixes else "",
-            summary="systemd-binfmt.service has failed, as it may not empty the table: the system is degraded.",
-        )
-    else:
-        yield Found(said[-3:] or [f"systemctl status {SERVICE}"], advice=f"See `systemctl status {SERVICE}`.")
-
-
-def _owner(machine: m.Machine) -> str:
-    over = machine.table.over_status
-    return "our guard" if over and "/wsl-binfmt-generator/" in over.root else "WSL's lock"
-
-
-@problem(WARNING)
-def rule_redefines_wslinterop(machine: m.Machine) -> Iterator[Found]:
-    """A rule of binfmt.d registers WSLInterop.
-
-    Each restart of systemd-binfmt.service registers it, and the watch has to
-    replace it, so that a program may fail. With this package the rule has no
-    use.
-    """
-    for rule in binfmt_d(machine):
-        if rule.name == interop.NAME:
-            yield Found([f"{rule.path}:{rule.line}"], comment_out(rule.path, rule.line))
-
-
-@problem(WARNING)
-def rule_matches_native(machine: m.Machine) -> Iterator[Found]:
-    """A rule of binfmt.d matches the programs of this machine itself.
-
-    When it is registered, the kernel gives every program of every distro to its
-    interpreter, so that none runs. The watch never brings such an entry back.
-    If no program runs any more, a shell that is still open can remove the entry,
-    as root, by its own echo: `echo -1 >/proc/sys/fs/binfmt_misc/NAME`.
-    """
-    native = bytes.fromhex(machine.system.native)
-    for rule in binfmt_d(machine) if native else ():
-        entry = rule.entry()
-        if entry and matches(entry, native, "/usr/bin/true"):
-            yield Found([f"{rule.path}:{rule.line}: {rule.name}"], comment_out(rule.path, rule.line))
 
 
 @problem(NOTE)

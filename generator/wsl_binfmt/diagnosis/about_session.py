@@ -53,6 +53,8 @@ def no_interop_socket(machine: m.Machine) -> Iterator[Found]:
     or one that belongs to a process that this one descends from. Services,
     cron, `[boot] command` and machinectl have none on WSL that lacks
     /run/WSL/1_interop. The socket of another terminal serves, while that is open.
+
+    Set WSL_INTEROP to it.
     """
     session = machine.session
     # Where the whole directory is missing, that is not said to be wrong: see conclude.py.
@@ -73,6 +75,9 @@ def interop_socket_dead(machine: m.Machine) -> Iterator[Found]:
     may keep the name of a socket whose terminal was closed. If the file is gone,
     /init takes the socket of a process that this one descends from, if there is
     one; then this is a warning.
+
+    Set WSL_INTEROP to a socket in /run/WSL at which something listens, or open a
+    new terminal.
     """
     session = machine.session
     chosen = chosen_socket(machine)
@@ -94,13 +99,15 @@ def cwd_untranslatable(machine: m.Machine) -> Iterator[Found]:
     /init hands the current directory to Windows. If it was removed, /init ends
     with exit status 1. If it has no path in UTF-8, the program starts in another
     directory.
+
+    Change to another directory.
     """
     state = machine.session.cwd.state
     if state in (m.GONE, "not below this root"):
         what = "it was removed" if state == m.GONE else "it is not below this root"
-        yield Found([f"the current directory: {what}"], "cd")
+        yield Found([f"the current directory: {what}"], "cd /")
     elif state == "not UTF-8":
-        yield Found(["the current directory: its path is not UTF-8"], "cd", severity=WARNING)
+        yield Found(["the current directory: its path is not UTF-8"], "cd /", severity=WARNING)
 
 
 @problem(ERROR, WINDOWS)
@@ -111,6 +118,8 @@ def cwd_not_for_default_user(machine: m.Machine) -> Iterator[Found]:
     user, whoever runs the program. That user is `default=` under [user] in
     /etc/wsl.conf, or else as a rule the one with the number 1000. That user must
     be allowed to enter all directories above the current one.
+
+    Change to another directory, such as / or that user's home.
     """
     cwd = machine.session.cwd
     barrier = refused(machine, cwd.way[:-1], EXECUTE)
@@ -134,7 +143,7 @@ def describe(element: m.Element) -> str:
 def refused(machine: m.Machine, way: List[m.Element], right: int) -> Optional[m.Element]:
     """Tell which element refuses the default user a right, by its mode; None if none does."""
     session = machine.session
-    if session.default_uid == 0:
+    if session.default_uid in (None, 0):
         return None
     for element in way:
         shift = 6 if element.uid == session.default_uid else 3 if element.gid in session.default_gids else 0

@@ -11,6 +11,7 @@ from wsl_binfmt.diagnosis.problems import (
     SHOWN_MAX,
     TERMINATE,
     WARNING,
+    WINDOWS,
     WSL_CONF,
     Found,
     at_line,
@@ -65,12 +66,14 @@ CHANGES = {
 }
 
 
-@problem(NOTE)
+@problem(NOTE, WINDOWS)
 def interop_off(machine: m.Machine) -> Iterator[Found]:
     """/etc/wsl.conf switches Windows programs off.
 
     `enabled=false` under [interop] does, from the next start of the distro on.
     Nothing is registered then, and other distros are not disturbed.
+
+    Remove that line if you want them, and restart the distro.
     """
     if not machine.conf.interop and not is_pending(machine):
         found = setting(machine, "interop.enabled")
@@ -84,6 +87,8 @@ def protection_off(machine: m.Machine) -> Iterator[Found]:
 
     `protectBinfmt=false` under [boot] does, from the next start of the distro
     on, and switches WSL's own protection off as well.
+
+    Remove that line if you want it, and restart the distro.
     """
     if not machine.conf.protect and not is_pending(machine):
         found = setting(machine, "boot.protectbinfmt")
@@ -115,6 +120,8 @@ def config_error(machine: m.Machine) -> Iterator[Found]:
 
     WSL reads /etc/wsl.conf up to the first line that it does not understand.
     What is below that line counts for nothing.
+
+    Mend the line, or make it a comment.
     """
     conf = machine.conf
     if conf.stopped_at:

@@ -106,6 +106,8 @@ def table_disabled(machine: m.Machine) -> Iterator[Found]:
 
     An administrator, another distro or a container has written 0 to the table's
     file `status`. The kernel then asks no entry.
+
+    `sudo wsl-binfmt restore` switches the table on.
     """
     if machine.table.is_switched_on is False:
         yield Found([f"{table.DIRECTORY}/status says disabled"], RESTORE if can_change(machine) else None)
@@ -118,6 +120,8 @@ def not_registered(machine: m.Machine) -> Iterator[Found]:
     The table was emptied, as by the shutdown of a distro without this package,
     or an administrator has removed the entry; and the watch has not repaired
     that.
+
+    `sudo wsl-binfmt restore` registers it.
     """
     if machine.table.entries is None or wsl(machine):
         return
@@ -135,6 +139,8 @@ def disabled_by_hand(machine: m.Machine) -> Iterator[Found]:
 
     Somebody with root's rights wrote 0 to the entry's file, here or in another
     distro. Everything in this package respects that.
+
+    `echo 1` to the same file enables it.
     """
     entry = wsl(machine)
     if entry and not entry.enabled:
@@ -149,6 +155,8 @@ def foreign_interpreter(machine: m.Machine) -> Iterator[Found]:
 
     Another program than /init was registered by that name, or /init for other
     files than Windows programs.
+
+    `sudo wsl-binfmt restore` registers it as WSL does.
     """
     entry = wsl(machine)
     if not entry or not entry.enabled or interop.handles_windows(entry.kernel()):
@@ -176,6 +184,8 @@ def wrong_flags(machine: m.Machine) -> Iterator[Found]:
     With P the kernel hands /init the name by which a program was called, too.
     Without it, /init takes the first argument for that name. WSL registers
     WSLInterop with P. A script or a service has registered it anew without.
+
+    `sudo wsl-binfmt restore` registers it as WSL does; remove that script.
     """
     entry = wsl(machine)
     if handles_windows(entry) and entry and "P" not in entry.flags:
@@ -193,6 +203,8 @@ def shadowed(machine: m.Machine) -> Iterator[Found]:
     between several.
     An entry that is more specific, such as that of APE (llamafile), takes no
     ordinary Windows program, and is no problem.
+
+    `sudo wsl-binfmt restore` puts WSLInterop first, and the watch keeps it there.
     """
     entries = machine.table.entries or []
     entry = wsl(machine)
@@ -230,6 +242,8 @@ def table_not_mounted(machine: m.Machine) -> Iterator[Found]:
 
     So it cannot be looked at. The kernel needs no mount: programs may start all
     the same.
+
+    Mount it: `sudo mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc`.
     """
     if (
         machine.table.mount is None
@@ -246,6 +260,9 @@ def table_hidden(machine: m.Machine) -> Iterator[Found]:
     systemd was started in namespaces of its own, or a /proc was mounted over the
     one that the table is in. So the table cannot be looked at here. The kernel
     needs no mount: programs may start all the same.
+
+    Mount it again: `sudo mount -t binfmt_misc binfmt_misc
+    /proc/sys/fs/binfmt_misc`.
     """
     mount = machine.table.mount
     if mount is None or _is_stuck(machine) or (machine.table.is_visible and mount.kind == "binfmt_misc"):
@@ -270,6 +287,9 @@ def autofs_stuck(machine: m.Machine) -> Iterator[Found]:
 
     systemd was to mount the table when a program looks at it, and does not.
     The kernel needs no mount: programs may start all the same.
+
+    Mount it by hand: `sudo mount -t binfmt_misc binfmt_misc
+    /proc/sys/fs/binfmt_misc`.
     """
     if _is_stuck(machine):
         evidence = [f"{table.DIRECTORY} is an autofs mount, and looking at it does not mount the table"]
@@ -294,6 +314,8 @@ def missing_fix_binary(machine: m.Machine) -> Iterator[Found]:
     With F the kernel has opened /init at the registration. Without it, a Windows
     program does not start in a chroot or a container that has no /init. WSL's
     own override of 2.5.7 to 2.8.8 registers it like that.
+
+    `sudo wsl-binfmt restore` registers it with both flags.
     """
     entry = wsl(machine)
     if not entry or not handles_windows(entry) or "F" in entry.flags:
@@ -312,6 +334,8 @@ def second_name(machine: m.Machine) -> Iterator[Found]:
     Writing 0 to WSLInterop then does not switch Windows programs off. WSL 2.0.9
     to 2.6.1 registers WSLInterop-late itself, which is named here only if
     WSLInterop is disabled.
+
+    Remove the second entry, by writing -1 to its file, and what registers it.
     """
     entry = wsl(machine)
     for each in (machine.table.entries or []) if entry else ():

@@ -11,56 +11,22 @@ from wsl_binfmt.diagnosis.bounded import read
 
 # Names that say nothing of anybody, and words that are in paths and names of this package or of every system.
 COMMON = frozenset(
-    [
-        "root",
-        "nobody",
-        "user",
-        "users",
-        "wsl",
-        "localhost",
-        "ubuntu",
-        "debian",
-        "fedora",
-        "arch",
-        "admin",
-        "default",
-        "public",
-        "all",
-        "home",
-        "mnt",
-        "etc",
-        "usr",
-        "lib",
-        "bin",
-        "sbin",
-        "run",
-        "proc",
-        "sys",
-        "dev",
-        "var",
-        "tmp",
-        "opt",
-        "init",
-        "systemd",
-        "binfmt",
-        "service",
-        "windows",
-        "system32",
-        "microsoft",
-    ]
+    """root nobody user users wsl localhost ubuntu debian fedora arch admin default public all home mnt etc usr lib bin
+    sbin run proc sys dev var tmp opt init systemd binfmt service windows system32 microsoft distro host file directory
+    other there gone right missing old""".split()  # noqa: SIM905
 )
 UID_MIN, UID_MAX = 1000, 60000
 
 
 def anonymous(plain: Any) -> Any:
-    """Replace names of users, homes and hosts in all texts of a machine, as to_plain() gave it."""
+    """Replace names of users, homes and hosts in the texts of a machine, as to_plain() gave it."""
     replacements = _replacements()
     return _walk(plain, replacements)
 
 
 def _walk(value: Any, replacements: "Dict[re.Pattern[str], str]") -> Any:
     if isinstance(value, dict):
-        return {_walk(name, replacements): _walk(each, replacements) for name, each in value.items()}
+        return {name: _walk(each, replacements) for name, each in value.items()}
     if isinstance(value, list):
         return [_walk(each, replacements) for each in value]
     if isinstance(value, str):

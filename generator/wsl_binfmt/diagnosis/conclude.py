@@ -8,6 +8,7 @@ from typing import Dict, Iterator, List, NamedTuple, Optional
 from wsl_binfmt.diagnosis import (
     about_program,
     about_protection,
+    about_rules,
     about_session,
     about_settings,
     about_table,
@@ -17,9 +18,12 @@ from wsl_binfmt.diagnosis import (
 from wsl_binfmt.diagnosis import machine as m
 from wsl_binfmt.diagnosis.problems import (
     ELSEWHERE,
+    ERROR,
+    FILE,
     NOTE,
     PROBLEMS,
     SEVERITIES,
+    WARNING,
     WINDOWS,
     Found,
     Problem,
@@ -29,12 +33,16 @@ from wsl_binfmt.diagnosis.problems import (
 
 WORKS, FAILS, USAGE, IS_ELSEWHERE, UNKNOWN = range(5)  # exit status
 # The most harmful problems are in the first of these, and the first in each.
-MODULES = [module.__name__ for module in (about_program, about_table, about_session, about_protection, about_settings)]
+MODULES = [
+    module.__name__
+    for module in (about_program, about_table, about_session, about_protection, about_rules, about_settings)
+]
 CATALOGUE: Dict[str, Problem] = {
     each.id: each for each in sorted(PROBLEMS.values(), key=lambda each: MODULES.index(each.check.__module__))
 }
 # What `unknown` of a machine has, as people would call it.
 SUBJECTS = {
+    "system": "what this machine is",
     "conf": "/etc/wsl.conf",
     "generated": "what the generator has written",
     "mounts": "what is mounted",
@@ -102,7 +110,10 @@ def _find(machine: m.Machine, about: subject.Subject, broken: List[str]) -> Iter
         if problem.about == WINDOWS and not about.is_for_windows:
             continue
         try:
-            yield from list(problem.find(machine))
+            for found in list(problem.find(machine)):
+                # What is wrong with the table is no matter to what the kernel runs without it.
+                is_apart = problem.about != FILE and not about.needs_table and found.severity == ERROR
+                yield found._replace(severity=WARNING, works=True) if is_apart else found
         except Exception as e:
             text = f"whether there is the problem {problem.id}: unexpected {type(e).__name__}, please report it: {e}"
             if text not in broken:
@@ -118,15 +129,16 @@ def _works(
 ) -> Optional[bool]:
     if outcome and outcome.started is not None:
         return outcome.started
-    if any(found.works is False for found in problems) or "interop-off" in [found.id for found in problems]:
+    answers = [found.works for found in problems]
+    if False in answers or "interop-off" in [found.id for found in problems]:
         return False
-    if outcome or broken or any(found.works is None for found in problems):
+    if outcome or broken or None in answers:
         return None
-    if machine.table.entries is None:
-        return True if about.is_native else None
-    if about.kind == subject.UNKNOWN or (machine.program and machine.program.start is None):
+    if machine.program and machine.program.start is None:
         return None
-    return about.handler is not None or about.is_native or about.kind == subject.SCRIPT
+    if about.needs_table and machine.table.entries is None:
+        return None
+    return about.handler is not None or not about.needs_table
 
 
 def _not_tried(machine: m.Machine) -> Iterator[str]:
@@ -138,7 +150,7 @@ def _not_tried(machine: m.Machine) -> Iterator[str]:
 
 def _not_checked(machine: m.Machine, about: subject.Subject) -> Iterator[str]:
     for name, reason in machine.unknown.items():
-        yield f"{SUBJECTS.get(name, name)}: {reason}"
+        yield f"{SUBJECTS.get(name, name)}: {said_of(reason)}"
     if machine.table.entries is not None and machine.table.is_switched_on is None:
         yield "whether the whole table is switched off: only root can see that, run this with sudo"
     if machine.conf.state == m.MAY_NOT_LOOK:

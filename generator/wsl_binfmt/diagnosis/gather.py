@@ -69,7 +69,7 @@ def load_generator() -> Any:
 
 def read_system(generator: Any) -> m.System:
     """Look at what this machine is."""
-    release: str = generator.first_line("/proc/sys/kernel/osrelease")
+    release: str = generator.read("/proc/sys/kernel/osrelease").partition("\n")[0]
     filesystems = read("/proc/filesystems")
     with open("/proc/self/exe", "rb") as file:
         native = file.read(64).hex()

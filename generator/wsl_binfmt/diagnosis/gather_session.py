@@ -90,15 +90,19 @@ def is_listening(path: str) -> Optional[bool]:
 
 def _ancestors() -> Iterator[int]:
     pid = os.getppid()
-    while pid > 0:
+    while pid > 1:
         yield pid
         # The name may have blanks and parentheses.
         fields = read_file(f"/proc/{pid}/stat").rpartition(")")[2].split()
         pid = int(fields[1]) if len(fields) > 1 else 0
+    # A process that came from outside of this PID namespace, as by nsenter, has no parent here.
+    yield 1
 
 
-def default_user(conf: m.Conf) -> "tuple[int, List[int]]":
+def default_user(conf: m.Conf) -> "tuple[Optional[int], List[int]]":
     """Tell for whom Windows acts, with the groups: who is named in /etc/wsl.conf, or else as a rule uid 1000."""
+    if conf.state not in (m.THERE, m.GONE):
+        return None, []
     name = next((each.value for each in conf.settings if each.name == "user.default"), "")
     users = [line.split(":") for line in read_file("/etc/passwd").split("\n")]
     users = [fields for fields in users if len(fields) >= 4 and fields[2].isdigit() and fields[3].isdigit()]

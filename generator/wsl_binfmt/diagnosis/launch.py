@@ -39,7 +39,7 @@ MEANINGS = {
     "UtilConnectUnix|ConnectToInteropServer|connect failed": "Nothing listens at the socket that /init took: the "
     "terminal that it belongs to was closed. Open a new terminal, or set WSL_INTEROP to another socket in /run/WSL.",
     "current[_ ]path|getcwd|chdir": "/init could not use the current directory: it was removed, or may not be entered. "
-    "Run `cd` and try again.",
+    "Run `cd /` and try again.",
     "getpwuid|getpwnam|getgr": "/init does not find the user in /etc/passwd. Mend that file, or be another user.",
     "[Tt]ranslate": "/init could not make a Windows path of the current directory, of PATH or of the program.",
 }

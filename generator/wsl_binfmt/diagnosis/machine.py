@@ -217,7 +217,7 @@ class Session(NamedTuple):
 
     uid: int = 0
     # The user for whom Windows opens what is in the Linux file system.
-    default_uid: int = 0
+    default_uid: Optional[int] = None
     default_gids: List[int] = []
     wsl_interop: str = ""
     wsl_interop_state: str = GONE

@@ -160,6 +160,11 @@ def can_change(machine: m.Machine) -> bool:
     return is_there and mount is not None and "ro" not in mount.options
 
 
+def binfmt_d(machine: m.Machine) -> List[m.Rule]:
+    """List the rules of binfmt.d, without those of update-binfmts."""
+    return [rule for rule in machine.protection.rules if rule.line]
+
+
 def is_pending(machine: m.Machine) -> bool:
     """Whether /etc/wsl.conf has changed since this distro has started, so that WSL has not read it as it is."""
     changed, started = machine.conf.changed, machine.system.started

@@ -49,6 +49,11 @@ class Subject(NamedTuple):
     is_native: bool = False  # whether the kernel itself runs it
 
     @property
+    def needs_table(self) -> bool:
+        """Whether the kernel asks the table who runs it."""
+        return self.handler is not None or not (self.is_native or self.kind == SCRIPT)
+
+    @property
     def is_for_windows(self) -> bool:
         """Whether what is wrong with WSLInterop or the session concerns it, which it does not if it is APE's."""
         is_taken = self.handler is not None and not handles_windows(self.handler) and not self.is_ordinary

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: MIT
+"""Problems of the rules of binfmt.d, and of the service that registers them."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Iterator, List
+
+from wsl_binfmt import interop, table
+from wsl_binfmt.diagnosis.about_protection import (
+    generator_masked,
+    generator_missing_output,
+    is_guarded_by_drop_in,
+    override_in_the_way,
+    reload_needed,
+    unit,
+)
+from wsl_binfmt.diagnosis.problems import (
+    DROP_IN,
+    RELOAD,
+    RESTART,
+    SERVICE,
+    SERVICES,
+    WARNING,
+    Found,
+    binfmt_d,
+    can_change,
+    comment_out,
+    matches,
+    problem,
+    quote,
+)
+
+if TYPE_CHECKING:
+    from wsl_binfmt.diagnosis import machine as m
+
+ADMINISTRATORS = "/etc/", "/run/"
+# What systemd-binfmt says of a rule that the kernel refused.
+REFUSED_RULE = re.compile(r"(/\S+\.conf):(\d+): (.*)")
+
+
+def guilty_conditions(machine: m.Machine) -> List[m.DropIn]:
+    """List the drop-ins of an administrator or a distribution that have systemd-binfmt.service skipped."""
+    service = unit(machine, SERVICE)
+    if service.condition is not False or service.active not in ("inactive", "dead", ""):
+        return []
+    return [
+        each
+        for each in service.drop_ins
+        if not each.path.endswith(f"/{DROP_IN}")
+        and any(re.match(r"(Condition|Assert)\w+\s*=", line) for line in each.lines)
+    ]
+
+
+def lift(drop_in: m.DropIn) -> str:
+    """Make the command that has a drop-in skip systemd-binfmt.service no more, and registers the rules."""
+    path, name = drop_in.path, os.path.basename(drop_in.path)
+    if path.startswith(ADMINISTRATORS):
+        # What else the file says stays.
+        script = "/^[[:space:]]*\\(Condition\\|Assert\\)[A-Za-z]*[[:space:]]*=/d"
+        command = f"sudo sed -i '{script}' {quote(path)}"
+    else:  # of a package, which would bring it back
+        directory = f"/etc/systemd/system/{SERVICE}.d"
+        command = f"sudo mkdir -p {directory} && sudo ln -s /dev/null {quote(f'{directory}/{name}')}"
+    return f"{command} && {RELOAD} && {RESTART}"
+
+
+@problem(WARNING)
+def unit_skipped(machine: m.Machine) -> Iterator[Found]:
+    """systemd-binfmt.service was skipped: no rule of binfmt.d is registered.
+
+    A condition does not hold, such as ConditionVirtualization=!wsl in a drop-in
+    that Ubuntu has had in /usr/lib, and that Microsoft has documented. It was to
+    protect WSLInterop. With this package the service does not remove WSLInterop,
+    and lifting the condition is safe. Do not write an empty
+    ConditionVirtualization=: that drops every condition of the unit.
+    Windows programs start; those for other processors do not.
+    """
+    rules = binfmt_d(machine)
+    service = unit(machine, SERVICE)
+    if service.condition is not False or service.active != "inactive" or not rules or not can_change(machine):
+        return
+    if all(any(entry.name == rule.name for entry in machine.table.entries or []) for rule in rules):
+        return
+    guilty = guilty_conditions(machine)
+    evidence = [each.path for each in guilty] or [f"systemctl status {SERVICE}"]
+    evidence += [f"{rule.path}:{rule.line}: {rule.name} is not registered" for rule in rules][:5]
+    advice = "With this package that is safe: the service does not empty the table any more." if guilty else ""
+    yield Found(evidence, lift(guilty[0]) if guilty else None, advice)
+
+
+@problem(WARNING)
+def unit_failed(machine: m.Machine) -> Iterator[Found]:
+    """systemd-binfmt.service has failed.
+
+    Either the kernel refused a rule of binfmt.d; the rules after it were
+    registered. Or WSL 2.8.9 or later did not let the service empty the table,
+    which makes systemd 250 to 261 fail, if the drop-in of this package is not in
+    effect. The system is then `degraded`, and `nixos-rebuild switch` fails.
+
+    Mend the rule, or what keeps the drop-in from its effect, and restart the
+    service.
+    """
+    for name in SERVICES[1:]:
+        other = unit(machine, name)
+        if other.active == "failed":
+            restart = f"sudo systemctl restart {name}" if is_guarded_by_drop_in(other) else None
+            yield Found([f"systemctl status {name}"], restart, summary=f"{name} has failed.")
+    service = unit(machine, SERVICE)
+    if service.active != "failed":
+        return
+    said = [each.text for each in machine.protection.messages or [] if each.source == SERVICE]
+    found = [(each[1], int(each[2]), each[3]) for each in map(REFUSED_RULE.search, said) if each]
+    present = {entry.name for entry in machine.table.entries or []}
+    if not found and not machine.protection.messages:
+        rules = binfmt_d(machine)
+        found = [
+            (rule.path, rule.line, f"{rule.name} is not in the table") for rule in rules if rule.name not in present
+        ]
+    if found:
+        path, line, _ = found[0]
+        evidence = list(dict.fromkeys(f"{path}:{line}: {text}" for path, line, text in found))
+        yield Found(evidence, f"{comment_out(path, line)} && {RESTART}")
+    elif is_guarded_by_drop_in(service):
+        # What failed was a start before the drop-in was in effect.
+        yield Found(said[-3:] or [f"systemctl status {SERVICE}"], RESTART)
+    elif machine.table.over_status and "ro" in machine.table.over_status.options:
+        causes = (generator_masked, reload_needed, generator_missing_output, override_in_the_way)
+        fixes = [each.fix for cause in causes for each in cause(machine)]
+        yield Found(
+            [f"{table.DIRECTORY}/status is read-only, by {_owner(machine)}", *said[-1:]],
+            f"{fixes[0]} && {RESTART}" if fixes and fixes[0] else None,
+            "This package's drop-in cures that; see why it is not in effect." if not fixes else "",
+            summary="systemd-binfmt.service has failed, as it may not empty the table: the system is degraded.",
+        )
+    else:
+        yield Found(said[-3:] or [f"systemctl status {SERVICE}"], advice=f"See `systemctl status {SERVICE}`.")
+
+
+def _owner(machine: m.Machine) -> str:
+    over = machine.table.over_status
+    return "our guard" if over and "/wsl-binfmt-generator/" in over.root else "WSL's lock"
+
+
+@problem(WARNING)
+def rule_redefines_wslinterop(machine: m.Machine) -> Iterator[Found]:
+    """A rule of binfmt.d registers WSLInterop.
+
+    Each restart of systemd-binfmt.service registers it, and the watch has to
+    replace it, so that a program may fail. With this package the rule has no
+    use.
+
+    Take it out.
+    """
+    for rule in binfmt_d(machine):
+        if rule.name == interop.NAME:
+            yield Found([f"{rule.path}:{rule.line}"], comment_out(rule.path, rule.line))
+
+
+@problem(WARNING)
+def rule_matches_native(machine: m.Machine) -> Iterator[Found]:
+    """A rule of binfmt.d matches the programs of this machine itself.
+
+    When it is registered, the kernel gives every program of every distro to its
+    interpreter, so that none runs. The watch never brings such an entry back.
+    If no program runs any more, a shell that is still open can remove the entry,
+    as root, by its own echo: `echo -1 >/proc/sys/fs/binfmt_misc/NAME`.
+
+    Take the rule out.
+    """
+    native = bytes.fromhex(machine.system.native)
+    for rule in binfmt_d(machine) if native else ():
+        entry = rule.entry()
+        if entry and matches(entry, native, "/usr/bin/true"):
+            yield Found([f"{rule.path}:{rule.line}: {rule.name}"], comment_out(rule.path, rule.line))
