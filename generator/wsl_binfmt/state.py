@@ -22,6 +22,10 @@ def load() -> "dict[str, Any]":
 
 def save(state: "dict[str, Any]") -> None:
     """Write the state file, whole or not at all; raises OSError."""
-    with open(f"{FILE}.new", "wb") as file:
-        marshal.dump(state, file)
-    posix.rename(f"{FILE}.new", FILE)
+    try:
+        with open(f"{FILE}.new", "wb") as file:
+            marshal.dump(state, file)
+        posix.rename(f"{FILE}.new", FILE)
+    except OSError as e:
+        e.filename = FILE  # a write that fails does not say where
+        raise

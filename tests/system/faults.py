@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import bed
 import document
+from checks import eventually, quiet, right
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -171,35 +172,54 @@ def judge(
 # What a distro runs, and for how long if it does not end by itself.
 COMMANDS = {
     "restore": ["wsl-binfmt", "restore"],
-    "started": ["wsl-binfmt", "started", "systemd-binfmt.service", "WSLInterop-held-by-1"],
     "watch": ["timeout", "--signal=TERM", "0.4", "wsl-binfmt", "watch"],
+    "leave": ["wsl-binfmt", "leave", "systemd-binfmt.service"],
 }
 BLOCKED = {"watch": ["SIGTERM"]}
-NOTES = "/run/wsl-binfmt/systemd-binfmt.service"
+STATE = "/run/wsl-binfmt/state"
+PRINT_STATE = f"import marshal; print(marshal.load(open({STATE!r}, 'rb')))"
 
 
-def make_wrong(vm: bed.Vm, distro: bed.Distro) -> None:
-    """Have something to repair and to note, while a spare entry answers Windows programs."""
-    for name in vm.names():
-        if name.startswith("WSLInterop"):
-            vm.write(name, "-1")
-    if "spare" not in vm.names():
-        vm.register(":spare:M::MZ::/init:PF")
+def make_wrong(vm: bed.Vm, distro: bed.Distro, name: str) -> None:
+    """Have something to do for a command, while a spare entry has Windows programs start."""
+    bed.wipe(vm.table)
+    vm.register(":spare:M::MZ::/init:PF")
     vm.register(":WSLInterop:M::MZ::/init:P")
-    distro.shell(f"rm -f {NOTES}.*; {{ ls -iU {bed.TABLE}; echo end; }} >{NOTES}.before")
-    vm.write("x", "-1")
-    vm.write("register", ":x:M::xx::/bin/true:")
-    distro.shell(f"{{ ls -iU {bed.TABLE}; echo end; }} >{NOTES}.after")
+    if name == "leave":
+        distro.systemd_binfmt("/etc/binfmt.d/x.conf")
+    # The watch finds that all entries are gone that it knew.
+    distro.shell(f"cp /run/state {STATE}")
+
+
+def what_is_wrong(vm: bed.Vm, distro: bed.Distro, name: str, fault: Fault, said: str) -> str:
+    """Say what is wrong after a run of a command with a fault, and after one without; "" if nothing is."""
+    if "Traceback" in said:
+        return "a traceback"
+    if not distro.interop():
+        return "no Windows program starts"
+    said = distro.run(*COMMANDS[name], check=False)
+    if "Traceback" in said:
+        return "a traceback of the next one"
+    if name == "leave":
+        return "the own entry is left" if "x" in vm.names() else ""
+    if not right(vm):
+        return "the next one does not make it right"
+    # A watch that cannot read the state file does not know the table, one that was killed does.
+    if name == "watch" and fault.what in SIGNALS and "x" not in vm.names():
+        return "the next one does not bring back the own entry"
+    return ""
 
 
 def command_faults(name: str, report: Callable[[str, Fault, str], None], every: int = 1) -> int:
     """Have each call of a command in a distro fail, or each one of so many; as generator_faults()."""
     rule = {"/etc/binfmt.d/x.conf": ":x:M::xx::/bin/true:\n"}
     with bed.Vm() as vm, vm.distro(files=rule) as distro:
+        eventually(lambda: quiet(distro) and "'x'" in distro.run("python3", "-c", PRINT_STATE))
         distro.systemctl("stop", "wsl-binfmt-watch.service")
+        distro.shell(f"cp {STATE} /run/state")
 
         def run(*options: str) -> str:
-            make_wrong(vm, distro)
+            make_wrong(vm, distro, name)
             strace = ["strace", "-f", "-o", "/run/trace", *options]
             # strace itself ends by the signal that its program ended by.
             return distro.run("sh", "-c", '"$@"; true', "sh", *strace, *COMMANDS[name])
@@ -210,17 +230,8 @@ def command_faults(name: str, report: Callable[[str, Fault, str], None], every: 
         for fault in list(faults(found))[::every]:
             said = run(*fault.options)
             made = fault.was_made(distro.path("/run/trace").read_text(), BLOCKED.get(name, ()))
-            wrong = "a traceback" if "Traceback" in said else "" if distro.interop() else "no Windows program starts"
-            distro.run("wsl-binfmt", "restore", check=False)
-            distro.run("wsl-binfmt", "started", "systemd-binfmt.service", check=False)
-            entry = vm.entry("WSLInterop") or ""
-            if "flags: PF" not in entry or [each for each in vm.names() if "-held-by-" in each]:
-                wrong = wrong or "the next one does not make it right"
-            hidden = distro.shell("ls -A /run/wsl-binfmt | grep '^[.]' || true")
-            if hidden and fault.what not in SIGNALS:
-                wrong = wrong or "a temporary file is left"
-            distro.shell("rm -f /run/wsl-binfmt/.??*")
-            # What a run calls depends on what the watch has done by then, and there may be a call less.
+            wrong = what_is_wrong(vm, distro, name, fault, said)
+            # What a run calls depends on what the machine has done by then, and there may be a call less.
             if made or wrong:
                 report(name, fault, wrong)
             count += made

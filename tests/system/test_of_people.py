@@ -51,6 +51,7 @@ def test_wsls_own_override_is_masked_and_an_administrators_is_not(vm: Vm, boot: 
     )
 
 
+@pytest.mark.kernel
 def test_ape_stays_in_front(any_vm: Vm, boot: Boot) -> None:
     """A llamafile runs natively, whatever is done to WSLInterop; /init handles ordinary Windows programs."""
     distro = boot(any_vm, files={**bed.APE, "/etc/binfmt.d/ours.conf": ":ours:M::ours::/bin/true:\n"})
