@@ -290,7 +290,7 @@ class Promises:
             seen = {name: removal for name, removal in self._removed.items() if removal.time > distro.wiped}
             process.removals_seen.update(seen)
         self._forget_off()
-        distro.seen |= process.inodes
+        distro.seen |= process.looked_at
 
     def _forget_off(self) -> None:
         """Nobody is left who knows that WSLInterop was disabled."""
@@ -317,6 +317,7 @@ class Promises:
         process.distro.saved = process.looked_at
         if WSLINTEROP in process.read_inode:
             is_older = process.read_inode[WSLINTEROP][1] < self._off_since
+            is_older = is_older or not (process.knows_off or process.read_off)  # it has read another registration
             process.distro.known_off = process.read_off if is_older or self._is_off is None else self._is_off
 
     def after_look(self, process: Process) -> None:
