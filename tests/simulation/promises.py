@@ -317,7 +317,8 @@ class Promises:
         process.distro.saved = process.looked_at
         if WSLINTEROP in process.read_inode:
             is_older = process.read_inode[WSLINTEROP][1] < self._off_since
-            is_older = is_older or not (process.knows_off or process.read_off)  # it has read another registration
+            # It has read another registration, and the watch before knew no more.
+            is_older = is_older or not (process.knows_off or process.read_off or process.distro.known_off)
             process.distro.known_off = process.read_off if is_older or self._is_off is None else self._is_off
 
     def after_look(self, process: Process) -> None:
