@@ -26,7 +26,7 @@ FAULTS = [
         "LOCK_MAX = 1e9",
         ("stop watch", "rival", "wipe"),
     ),
-    Fault("no patience with an override", "interop", "PATIENCE = 0.05", "PATIENCE = 0.0", ("override",)),
+    Fault("no patience with an override", "interop", "PATIENCE = 0.2", "PATIENCE = 0.0", ("override",)),
     Fault("no temporary entry in a replacement", "interop", "[*clear, (table.register, rule(TEMPORARY))]", "clear"),
     Fault("a temporary entry stays", "interop", "[(table.remove, TEMPORARY)] if TEMPORARY in entries else []", "[]"),
     Fault("rivals are not seen", "interop", "if is_as_registered(wsl) and not rivals", "if is_as_registered(wsl)"),

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from world import Distro, Entry
 
 WSLINTEROP, TEMPORARY, LEAVING = "WSLInterop", "WSLInterop-temporary", "wsl-binfmt-leaving-"
-QUIET = 0.05
+QUIET = 0.05  # seconds without a change, before own entries come back
+PATIENCE = 0.2  # seconds that an override has, and that a watch has to see an `echo 1`
 # Seconds: a watch that was so late may have missed a mark, and what others did without the lock.
 TOO_LATE, LOCK_MAX = 0.6, 0.4
 OUTAGE_MAX = 0.6  # seconds, whatever happens, while any watch is on time: LOCK_MAX, and a look
@@ -212,7 +213,9 @@ class Promises:
 
     def _watch_removes(self, process: Process, entry: Entry) -> None:
         if is_ours(entry.name):
-            is_new = entry.inode == self._enabled_inode and self._simulation.now < self._enabled_by_hand + 0.8 * QUIET
+            is_new = (
+                entry.inode == self._enabled_inode and self._simulation.now < self._enabled_by_hand + 0.8 * PATIENCE
+            )
             if entry.name == WSLINTEROP and is_new and process.knew_off:
                 self._simulation.breaks(
                     f"{process.name} replaces WSLInterop before all can have seen that it was enabled by hand"
@@ -237,11 +240,12 @@ class Promises:
             return
         if entry.born < actor.last_write:
             return  # what it removed was another entry of that name
-        if now - actor.last_write > 0.8 * QUIET or entry.by.distro.lateness > 0.5 * QUIET:
+        patience = PATIENCE if name == WSLINTEROP else QUIET
+        if now - actor.last_write > 0.8 * patience or entry.by.distro.lateness > 0.5 * QUIET:
             return  # it took its time, or the watch did
         if name == WSLINTEROP:
             is_decided = entry.decided < actor.last_write or self._touched.get(name, 0.0) > actor.last_write
-            is_decided = is_decided or entry.by.distro.wiped > actor.last_write - QUIET
+            is_decided = is_decided or entry.by.distro.wiped > actor.last_write - PATIENCE
             if is_decided or self._wipes or self._is_off is not False or self._has_rivals():
                 return
         elif any(mark > now - 2.5 for mark in self._marks) or (self._wipes and entry.born > self._wipes[0] + 0.4):
@@ -326,7 +330,7 @@ class Promises:
         process.knows_off = process.knows_off or process.read_off
         if (
             not process.saw_enabled
-            or process.looked_from < max(self._enabled_by_hand, process.saw_enabled) + 1.2 * QUIET
+            or process.looked_from < max(self._enabled_by_hand, process.saw_enabled) + 1.1 * PATIENCE
         ):
             return  # it was enabled by hand, and every watch is to see that
         if (

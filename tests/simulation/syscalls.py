@@ -42,6 +42,7 @@ class Posix:
         assert isinstance(value, int), f"posix.{name} is not simulated"
         return value
 
+    environ: dict[bytes, bytes] = {}  # noqa: RUF012 - as it is in posix
     sched_param = staticmethod(lambda number: number)
     sched_setscheduler = staticmethod(lambda *_: None)
     # What is running anyway: asking systemd takes as long as that.

@@ -23,7 +23,7 @@ TEMPORARY = interop.rule(interop.TEMPORARY)
 REPLACED = [
     ("register", TEMPORARY), ("WSLInterop", b"-1"), ("register", WSL), (interop.TEMPORARY, b"-1"),
 ]  # fmt: skip
-PATIENCE = 0.05
+PATIENCE, QUIET = interop.PATIENCE, own.QUIET
 
 
 class Distro(kernel.Table):
@@ -123,7 +123,7 @@ def test_rivals(distro: Distro, rule: bytes, is_rival: bool) -> None:
     name = rule.split(b":")[1].decode()
     again = [("before", b"-1"), ("register", APE.replace(b"APE", b"before").replace(b":M::", b":M:0:"))]
     assert writes == ([*REPLACED[:3], *again, REPLACED[3]] if is_rival else [])
-    assert due == (0.0 if is_rival else PATIENCE)
+    assert due == (0.0 if is_rival else QUIET)
     assert all(distro.wins(start) == "WSLInterop" or not is_rival for start in ORDINARY)
     assert distro.wins(b"MZqFpD") in ("before", name)
     assert (distro.names.index("WSLInterop") < distro.names.index(name)) is is_rival
@@ -154,8 +154,8 @@ def test_missing(distro: Distro) -> None:
     distro.settle()
     distro.drop("WSLInterop")
     assert distro.look() == ([("register", TEMPORARY)], 0.0)
-    assert distro.look(0.03) == ([], 0.02)
-    assert distro.look(0.02, changed=False)[0] == [("register", WSL), (interop.TEMPORARY, b"-1")]
+    assert distro.look(PATIENCE - 0.02)[1] == 0.02
+    assert distro.look(0.021, changed=False)[0] == [("register", WSL), (interop.TEMPORARY, b"-1")]
     distro.settle()
     distro.write("status", b"-1")
     assert distro.look()[0] == [("register", WSL)]
@@ -200,11 +200,11 @@ def test_disabled(distro: Distro, again: bool) -> None:
     distro.add(WSL)
     assert distro.look()[0] == [("WSLInterop", b"0")]
     distro.drop("WSLInterop")
-    assert distro.look() == ([], PATIENCE)
-    assert distro.look(PATIENCE)[0] == [("register", interop.PLACEHOLDER), ("WSLInterop", b"0")]
+    assert distro.look()[0] == []
+    assert distro.look(PATIENCE + 0.001)[0] == [("register", interop.PLACEHOLDER), ("WSLInterop", b"0")]
     distro.entry("WSLInterop").enabled = True
-    assert distro.look() == ([], PATIENCE)
-    assert distro.look(PATIENCE)[0] == REPLACED[1:]
+    assert distro.look()[0] == []
+    assert distro.look(PATIENCE + 0.001)[0] == REPLACED[1:]
     assert distro.wins(b"MZ\x90\0") == "WSLInterop"
 
 
@@ -250,10 +250,10 @@ def test_own_entries(distro: Distro) -> None:
     distro.settle()
     distro.write("status", b"-1")
     distro.look()
-    assert distro.look() == ([], PATIENCE)
+    assert distro.look() == ([], QUIET)
     distro.add(b":x:M::x::/usr/bin/x:")
-    assert distro.look(0.04) == ([], PATIENCE)
-    assert distro.look(PATIENCE, changed=False)[0] == [("register", QEMU)]
+    assert distro.look(0.04) == ([], QUIET)
+    assert distro.look(QUIET, changed=False)[0] == [("register", QEMU)]
     distro.settle()
     distro.drop("qemu-arm")
     distro.settle()
