@@ -115,6 +115,7 @@ def test_each_python(vm: bed.Vm, boot: Boot, python: str) -> None:
         "/etc/binfmt.d/x.conf": ":wine:M::MZ::/bin/true:\n:x:M::xx::/bin/true:\n",
     }
     distro = boot(vm, files=files)
+    eventually(lambda: quiet(distro))
     watch = distro.systemctl("show", "--property=MainPID", "--value", "wsl-binfmt-watch.service").strip()
     assert distro.run("readlink", f"/proc/{watch}/exe").strip() == PYTHONS[python]
     distro.systemctl("restart", "systemd-binfmt.service")
