@@ -115,6 +115,13 @@ def any_vm(request: pytest.FixtureRequest) -> Iterator[bed.Vm]:
         yield machine
 
 
+@pytest.fixture(params=["none", "2.6", "3.0"])
+def few_vm(request: pytest.FixtureRequest) -> Iterator[bed.Vm]:
+    """A VM of each kind of protection that WSL has had: none, an override, and a read-only file over `status`."""
+    with bed.Vm(request.param) as machine:
+        yield machine
+
+
 @pytest.fixture
 def boot() -> Iterator[Callable[..., bed.Distro]]:
     """Boot a distro: `distro = boot(vm, files=...)`; it ends with the test.

@@ -259,5 +259,5 @@ def _invocation(service: str) -> str:
 
 def _has_failed(service: str) -> bool:
     """Ask systemd whether a service has failed; one that was stopped has not."""
-    command = ["timeout", "1", "/usr/bin/systemctl", "is-failed", "--quiet", service]
-    return posix.waitpid(posix.posix_spawn("/usr/bin/timeout", command, {}), 0)[1] == 0
+    command = ["timeout", "1", "systemctl", "is-failed", "--quiet", service]
+    return posix.waitpid(posix.posix_spawnp("timeout", command, posix.environ), 0)[1] == 0

@@ -41,81 +41,81 @@ def gone(vm: Vm, *names: str, seconds: float = 2) -> None:
 
 
 @pytest.mark.kernel
-def test_they_end_with_the_service(any_vm: Vm, boot: Boot) -> None:
+def test_they_end_with_the_service(few_vm: Vm, boot: Boot) -> None:
     """The own entries are removed when it stops. Other entries stay, also one by the name of a rule."""
-    any_vm.write("register", ":theirs:M::theirs::/bin/true:")
-    any_vm.write("register", ":x:M::before::/bin/true:")
-    distro = boot(any_vm, files=OURS, emulators=0)
-    eventually(lambda: quiet(distro) and right(any_vm))
-    before = inodes(any_vm)
+    few_vm.write("register", ":theirs:M::theirs::/bin/true:")
+    few_vm.write("register", ":x:M::before::/bin/true:")
+    distro = boot(few_vm, files=OURS, emulators=0)
+    eventually(lambda: quiet(distro) and right(few_vm))
+    before = inodes(few_vm)
     assert {"theirs", "x", "y"} <= set(before)
-    any_vm.write("y", "-1")
-    any_vm.write("register", ":y:M::another::/bin/true:")
+    few_vm.write("y", "-1")
+    few_vm.write("register", ":y:M::another::/bin/true:")
     distro.systemctl("stop", SERVICE)
-    gone(any_vm, "x")
-    after = inodes(any_vm)
+    gone(few_vm, "x")
+    after = inodes(few_vm)
     assert before.keys() - after.keys() == {"x"}
     assert after["theirs"] == before["theirs"]
     assert after["WSLInterop"] == before["WSLInterop"]
     distro.systemctl("start", SERVICE)
-    assert "x" in any_vm.names()
-    assert right(any_vm)
-    eventually(lambda: not [name for name in any_vm.names() if "leaving" in name])
+    assert "x" in few_vm.names()
+    assert right(few_vm)
+    eventually(lambda: not [name for name in few_vm.names() if "leaving" in name])
 
 
-def test_a_rule_that_is_gone(any_vm: Vm, boot: Boot) -> None:
-    distro = boot(any_vm, files=OURS)
+def test_a_rule_that_is_gone(vm: Vm, boot: Boot) -> None:
+    distro = boot(vm, files=OURS)
     for verb in "restart", "reload":
         distro.write(X, X_RULE)
         distro.systemctl(verb, SERVICE)
-        assert "x" in any_vm.names()
+        assert "x" in vm.names()
         time.sleep(0.1)
         distro.write(X, "# nothing\n")
         distro.systemctl(verb, SERVICE)
-        gone(any_vm, "x")
-        assert "y" in any_vm.names()
+        gone(vm, "x")
+        assert "y" in vm.names()
     # Beside a rule that is refused, as well.
     distro.write(X, X_RULE)
     distro.systemctl("restart", SERVICE)
     time.sleep(0.1)
     distro.write(X, ":bad:M::\n")
     distro.systemctl("restart", SERVICE, check=False)
-    gone(any_vm, "x")
+    gone(vm, "x")
     time.sleep(1.5)
-    assert "y" in any_vm.names(), "a start that failed is not a stop"
+    assert "y" in vm.names(), "a start that failed is not a stop"
 
 
-def test_the_last_rule_is_gone(any_vm: Vm, boot: Boot) -> None:
+def test_the_last_rule_is_gone(vm: Vm, boot: Boot) -> None:
     """A restart does not start the service if there is no file, or only a hidden one or a backup."""
-    distro = boot(any_vm, files={X: X_RULE})
+    distro = boot(vm, files={X: X_RULE})
     eventually(lambda: quiet(distro))
-    assert "x" in any_vm.names()
+    assert "x" in vm.names()
     distro.shell(f"mount -t tmpfs tmpfs /usr/lib/binfmt.d; rm {X}")
     distro.systemctl("restart", SERVICE)
     assert distro.systemctl("is-active", SERVICE, check=False).strip() == "inactive"
-    gone(any_vm, "x")
-    assert right(any_vm)
+    gone(vm, "x")
+    assert right(vm)
     distro.write(X, X_RULE)
     distro.systemctl("restart", SERVICE)
     assert distro.systemctl("is-active", SERVICE).strip() == "active"
-    assert "x" in any_vm.names()
+    assert "x" in vm.names()
     for name in ".hidden.conf", "x.conf~":
         distro.write(f"/etc/binfmt.d/{name}", X_RULE)
     distro.path(X).unlink()
     distro.systemctl("restart", SERVICE)
-    gone(any_vm, "x")
+    gone(vm, "x")
 
 
-def test_of_a_start_that_failed(any_vm: Vm) -> None:
+def test_of_a_start_that_failed(vm: Vm) -> None:
     """Own entries beside a refused rule stay as long as the distro, and no longer."""
-    with any_vm.distro(files={**OURS, "/etc/binfmt.d/bad.conf": ":bad:M::\n"}) as distro:
+    with vm.distro(files={**OURS, "/etc/binfmt.d/bad.conf": ":bad:M::\n"}) as distro:
         assert distro.wait_until_up() == "degraded"
         for _ in range(2):
             time.sleep(1.5)
-            assert {"x", "y"} <= set(any_vm.names())
+            assert {"x", "y"} <= set(vm.names())
             distro.systemctl("restart", SERVICE, check=False)
         distro.shutdown()
-    assert not {"x", "y"} & set(any_vm.names())
+    assert not {"x", "y"} & set(vm.names())
 
 
 def test_changed_rules_of_update_binfmts(vm: Vm, boot: Boot) -> None:
@@ -222,9 +222,9 @@ def test_a_killed_distro_leaves_its_entries(vm: Vm) -> None:
     assert {"x", "y"} <= set(vm.names())
 
 
-def test_a_restart_is_not_a_stop(any_vm: Vm, boot: Boot) -> None:
+def test_a_restart_is_not_a_stop(vm: Vm, boot: Boot) -> None:
     """A foreign program fails only while systemd-binfmt itself replaces its entry."""
-    distro = boot(any_vm, start_limit=False)
+    distro = boot(vm, start_limit=False)
     program = foreign_program(distro)
     with distro.launching(program) as launches:
         for _ in range(25):
@@ -234,9 +234,9 @@ def test_a_restart_is_not_a_stop(any_vm: Vm, boot: Boot) -> None:
     assert launches.outage < 100
 
 
-def test_peers_with_the_same_rules(any_vm: Vm, boot: Boot) -> None:
+def test_peers_with_the_same_rules(few_vm: Vm, boot: Boot) -> None:
     """When one of them stops, a foreign program runs again in the others within a second."""
-    distros = [boot(any_vm) for _ in range(3)]
+    distros = [boot(few_vm) for _ in range(3)]
     program = foreign_program(distros[0])
     for distro in distros:
         eventually(partial(quiet, distro))
@@ -244,51 +244,51 @@ def test_peers_with_the_same_rules(any_vm: Vm, boot: Boot) -> None:
         peer.shutdown()
         eventually(lambda: distros[0].shell(f"{program} || echo $?").strip() == "42", 1)
     time.sleep(0.2)
-    assert right(any_vm)
+    assert right(few_vm)
 
 
-def test_removed_by_hand_stays_removed(any_vm: Vm, boot: Boot) -> None:
+def test_removed_by_hand_stays_removed(vm: Vm, boot: Boot) -> None:
     """As by `--reset` or `--uninstall` of the qemu images: one after the other."""
-    distro = boot(any_vm, files=OURS)
+    distro = boot(vm, files=OURS)
     eventually(lambda: quiet(distro))
     for name in "x", "y":
-        any_vm.write(name, "-1")
-    any_vm.write("register", ":wine:M::MZ::/bin/true:")
-    eventually(lambda: right(any_vm) and any_vm.names()[0] == "WSLInterop")
+        vm.write(name, "-1")
+    vm.write("register", ":wine:M::MZ::/bin/true:")
+    eventually(lambda: right(vm) and vm.names()[0] == "WSLInterop")
     time.sleep(0.7)
     distro.systemctl("kill", "--signal=KILL", "wsl-binfmt-watch.service")
     time.sleep(0.3)
     eventually(lambda: quiet(distro))
     time.sleep(0.7)
-    assert not {"x", "y"} & set(any_vm.names())
+    assert not {"x", "y"} & set(vm.names())
 
 
-def test_what_happens_while_the_watch_is_down(any_vm: Vm, boot: Boot) -> None:
+def test_what_happens_while_the_watch_is_down(vm: Vm, boot: Boot) -> None:
     """It is repaired when systemd has started the watch again, own entries included."""
-    distro = boot(any_vm, files={**OURS, **OF_BINFMT_SUPPORT})
-    eventually(lambda: quiet(distro) and {"x", "y", "z"} <= set(any_vm.names()))
+    distro = boot(vm, files={**OURS, **OF_BINFMT_SUPPORT})
+    eventually(lambda: quiet(distro) and {"x", "y", "z"} <= set(vm.names()))
     for _ in range(2):
         distro.systemctl("kill", "--signal=KILL", "wsl-binfmt-watch.service")
-        any_vm.write("status", "-1")
-        any_vm.write("register", ":wine:M::MZ::/bin/true:")
-        eventually(lambda: {"x", "y", "z"} <= set(any_vm.names()) and right(any_vm) and quiet(distro), 2)
-        assert any_vm.names().index("WSLInterop") < any_vm.names().index("wine")
-    any_vm.write("WSLInterop", "0")
+        vm.write("status", "-1")
+        vm.write("register", ":wine:M::MZ::/bin/true:")
+        eventually(lambda: {"x", "y", "z"} <= set(vm.names()) and right(vm) and quiet(distro), 2)
+        assert vm.names().index("WSLInterop") < vm.names().index("wine")
+    vm.write("WSLInterop", "0")
     eventually(lambda: b"disabledT" in distro.path("/run/wsl-binfmt/state").read_bytes())
     distro.systemctl("kill", "--signal=KILL", "wsl-binfmt-watch.service")
-    any_vm.write("status", "-1")
-    eventually(lambda: (any_vm.entry("WSLInterop") or "").startswith("disabled") and "x" in any_vm.names(), 2)
+    vm.write("status", "-1")
+    eventually(lambda: (vm.entry("WSLInterop") or "").startswith("disabled") and "x" in vm.names(), 2)
 
 
-def test_bringing_back_spends_no_start_limit(any_vm: Vm, boot: Boot) -> None:
+def test_bringing_back_spends_no_start_limit(vm: Vm, boot: Boot) -> None:
     """Neither systemd nor the services are asked for it."""
-    distro = boot(any_vm, files=OURS)
+    distro = boot(vm, files=OURS)
     eventually(lambda: quiet(distro))
     for _ in range(10):
-        any_vm.write("status", "-1")
-        eventually(lambda: {"x", "y"} <= set(any_vm.names()))
+        vm.write("status", "-1")
+        eventually(lambda: {"x", "y"} <= set(vm.names()))
     distro.systemctl("restart", SERVICE)
-    assert {"x", "y"} <= set(any_vm.names())
+    assert {"x", "y"} <= set(vm.names())
 
 
 @contextlib.contextmanager

@@ -39,16 +39,16 @@ def test_protected_peers_shut_down(any_vm: Vm, boot: Boot) -> None:
     assert right(any_vm)
 
 
-def test_peers_crash_and_boot(any_vm: Vm, boot: Boot) -> None:
-    distro = boot(any_vm)
+def test_peers_crash_and_boot(few_vm: Vm, boot: Boot) -> None:
+    distro = boot(few_vm)
     with distro.launching() as launches:
         for _ in range(3):
-            with any_vm.distro():
+            with few_vm.distro():
                 pass
-            with any_vm.distro(wait=False):
+            with few_vm.distro(wait=False):
                 time.sleep(0.1)
     assert launches.failed == 0
-    eventually(lambda: right(any_vm))
+    eventually(lambda: right(few_vm))
 
 
 @pytest.mark.kernel
@@ -78,11 +78,11 @@ def test_without_us_a_peers_shutdown_is_felt(vm: Vm, boot: Boot) -> None:
 
 
 @pytest.mark.parametrize("names", ["one", "two"])
-def test_two_restart_at_once(any_vm: Vm, boot: Boot, names: str) -> None:
+def test_two_restart_at_once(few_vm: Vm, boot: Boot, names: str) -> None:
     """Two distros that have rules of the same name, or of their own."""
     distros = [
         boot(
-            any_vm,
+            few_vm,
             files={"/etc/binfmt.d/wine.conf": f":wine{number if names == 'two' else ''}:M::MZ::/bin/true:\n"},
             emulators=0,
             start_limit=False,
@@ -98,9 +98,9 @@ def test_two_restart_at_once(any_vm: Vm, boot: Boot, names: str) -> None:
     # Each start registers a rival anew.
     assert briefly(one, 40)
     assert briefly(other, 40)
-    eventually(lambda: right(any_vm))
+    eventually(lambda: right(few_vm))
     # A rule fails where another distro has registered its name in between; so does WSL's own of override.conf.
-    if names == "two" and any_vm.generation in ("none", "2.0.9", "3.0"):
+    if names == "two" and few_vm.generation in ("none", "2.0.9", "3.0"):
         for distro in distros:
             assert distro.wait_until_up() == "running"
 

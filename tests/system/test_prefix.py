@@ -30,15 +30,20 @@ LINKS = {
     **{f"/etc/systemd/system/{unit}": f"-> {STORE}/lib/systemd/system/{unit}" for unit in UNITS},
     "/usr/local/bin/wsl-binfmt": f"-> {STORE}/bin/wsl-binfmt",
 }
-# Of other packages: what packaging/README.md has a distribution replace that has it elsewhere, and a name by which
-# an entry of binfmt-support's is known.
+# Of other packages: what packaging/README.md has a distribution replace that has it elsewhere, a name by which an entry
+# of binfmt-support's is known, and what `wsl-binfmt` looks at or names as an example.
 OTHERS = {
     "/bin/sh",
+    "/lib/modules",
+    "/sbin/init",
     "/usr/bin/python3",
+    "/usr/bin/true",
     "/usr/lib/binfmt-support/run-detectors",
     "/usr/lib/systemd/systemd-binfmt",
     "/usr/sbin/update-binfmts",
 }
+# Directories that are searched for files of any package.
+SEARCHED = "bin", "binfmt.d", "lib", "system", "system-generators"
 
 
 def install(vm: bed.Vm, prefix: str) -> None:
@@ -81,5 +86,5 @@ def test_what_is_not_below_it(vm: bed.Vm) -> None:
         # What is in share/ names paths for people.
         if path.is_file() and path.suffix != ".pyc" and "share" not in path.parts:
             found |= set(re.findall(r"(?<![\w/}])/(?:usr|bin|sbin|lib)/[\w./-]+\w", path.read_text()))
-    searched = {path for path in found if Path(path).name in ("lib", "system-generators", "binfmt.d")}
+    searched = {path for path in found if Path(path).name in SEARCHED}
     assert found - searched == OTHERS

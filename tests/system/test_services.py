@@ -41,19 +41,19 @@ WINE_OF_BINFMT_SUPPORT = {
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("content", BINFMT_D)
-def test_every_launch_works(any_vm: Vm, boot: Boot, content: str) -> None:
-    distro = boot(any_vm, files=BINFMT_D[content], start_limit=False)
+def test_every_launch_works(few_vm: Vm, boot: Boot, content: str) -> None:
+    distro = boot(few_vm, files=BINFMT_D[content], start_limit=False)
     assert distro.wait_until_up() == "running"
     assert distro.interop()
     with distro.launching() as launches:
         for _ in range(2):
             distro.systemctl("restart", SYSTEMD_BINFMT)
-            assert right(any_vm)
+            assert right(few_vm)
             distro.systemctl("stop", SYSTEMD_BINFMT)
-            assert right(any_vm)
+            assert right(few_vm)
             distro.systemctl("start", SYSTEMD_BINFMT)
             distro.systemctl("reload", SYSTEMD_BINFMT)
-            assert right(any_vm)
+            assert right(few_vm)
             distro.systemctl("daemon-reload")
             distro.systemctl("restart", SYSTEMD_BINFMT)
     assert launches.count > 100
@@ -64,7 +64,7 @@ def test_every_launch_works(any_vm: Vm, boot: Boot, content: str) -> None:
     for text in BINFMT_D[content].values():
         for line in text.splitlines():
             if line.startswith(":") and not line.startswith(":WSLInterop:"):
-                assert any_vm.entry(line.split(":")[1])
+                assert few_vm.entry(line.split(":")[1])
 
 
 @pytest.mark.parametrize(("content", "restarts"), [("as it is", 50), ("a rival", 25)])
@@ -104,14 +104,14 @@ def test_without_the_table_nothing_fails(vm: Vm, boot: Boot) -> None:
     assert distro.systemctl("is-system-running").strip() == "running"
 
 
-def test_a_refused_rule(any_vm: Vm, boot: Boot) -> None:
-    distro = boot(any_vm, files={"/etc/binfmt.d/bad.conf": ":bad:M::\n:other:M::other::/bin/true:\n"})
+def test_a_refused_rule(few_vm: Vm, boot: Boot) -> None:
+    distro = boot(few_vm, files={"/etc/binfmt.d/bad.conf": ":bad:M::\n:other:M::other::/bin/true:\n"})
     assert distro.wait_until_up() == "degraded"
     assert distro.interop()
     with distro.launching() as launches:
         for _ in range(3):
             assert "failed" in distro.systemctl("restart", SYSTEMD_BINFMT, check=False)
-            assert right(any_vm)
+            assert right(few_vm)
     assert launches.failed == 0
     assert "/etc/binfmt.d/bad.conf:1: " in distro.journal(SYSTEMD_BINFMT)
 
@@ -163,16 +163,16 @@ def test_a_reload_with_a_refused_rule_fails(vm: Vm, boot: Boot) -> None:
     assert right(vm)
 
 
-def test_beside_an_administrators_override(any_vm: Vm, boot: Boot) -> None:
+def test_beside_an_administrators_override(few_vm: Vm, boot: Boot) -> None:
     distro = boot(
-        any_vm,
+        few_vm,
         files={
             f"/etc/systemd/system/{SYSTEMD_BINFMT}.d/override.conf": "[Service]\nExecStartPost=/bin/touch /run/edited\n"
         },
     )
     assert distro.path("/run/edited").exists()
     distro.systemctl("restart", SYSTEMD_BINFMT)
-    assert right(any_vm)
+    assert right(few_vm)
 
 
 def test_the_documented_condition_override(any_vm: Vm, boot: Boot) -> None:
@@ -237,16 +237,16 @@ def test_nothing_but_what_is_wrong_is_rewritten(any_vm: Vm, boot: Boot) -> None:
     assert {"theirs", "wine"} <= set(any_vm.names())
 
 
-def test_binfmt_support(any_vm: Vm, boot: Boot) -> None:
-    distro = boot(any_vm, files=WINE_OF_BINFMT_SUPPORT)
+def test_binfmt_support(few_vm: Vm, boot: Boot) -> None:
+    distro = boot(few_vm, files=WINE_OF_BINFMT_SUPPORT)
     assert distro.wait_until_up() == "running"
-    assert any_vm.entry("wine")
+    assert few_vm.entry("wine")
     assert distro.interop()
     for verb in "restart", "reload", "stop", "start":
         distro.systemctl(verb, "binfmt-support.service")
-        assert right(any_vm)
+        assert right(few_vm)
         assert distro.interop()
-    assert any_vm.entry("wine")
+    assert few_vm.entry("wine")
 
 
 def test_an_emulator_works_too(vm: Vm, boot: Boot) -> None:

@@ -37,21 +37,21 @@ def test_it_is_the_systemd_that_it_should_be(vm: bed.Vm, boot: Boot, root: Path)
 
 
 @pytest.mark.parametrize("content", [":wine:M::MZ::/bin/true:\n", ":WSLInterop:M::MZ::/bin/echo:PF\n"])
-def test_every_launch_works(any_vm: bed.Vm, boot: Boot, root: Path, content: str) -> None:
+def test_every_launch_works(few_vm: bed.Vm, boot: Boot, root: Path, content: str) -> None:
     files = {"/etc/binfmt.d/x.conf": content + ":x:M::xx::/bin/true:\n"}
-    distro = boot(any_vm, root=root, files=files, start_limit=False)
+    distro = boot(few_vm, root=root, files=files, start_limit=False)
     assert distro.wait_until_up() == "running"
     with distro.launching() as launches:
         for _ in range(3):
             distro.systemctl("restart", "systemd-binfmt.service")
-            assert right(any_vm)
+            assert right(few_vm)
             distro.systemctl("reload", "systemd-binfmt.service")
-            assert right(any_vm)
+            assert right(few_vm)
     assert launches.count > 50
     # Each start registers what is to be outranked anew.
     assert briefly(launches, 6)
     assert distro.interop()
-    assert "x" in any_vm.names()
+    assert "x" in few_vm.names()
 
 
 def test_a_refused_rule(vm: bed.Vm, boot: Boot, root: Path) -> None:
@@ -60,23 +60,23 @@ def test_a_refused_rule(vm: bed.Vm, boot: Boot, root: Path) -> None:
     assert distro.interop()
 
 
-def test_a_wipe_is_repaired_and_the_watch_lives(any_vm: bed.Vm, boot: Boot, root: Path) -> None:
-    distro = boot(any_vm, root=root, files={"/etc/binfmt.d/x.conf": ":x:M::xx::/bin/true:\n"})
+def test_a_wipe_is_repaired_and_the_watch_lives(few_vm: bed.Vm, boot: Boot, root: Path) -> None:
+    distro = boot(few_vm, root=root, files={"/etc/binfmt.d/x.conf": ":x:M::xx::/bin/true:\n"})
     for _ in range(3):
         eventually(lambda: quiet(distro))
-        any_vm.write("status", "-1")
-        assert eventually(lambda: right(any_vm) and distro.interop()) < 1
-        eventually(lambda: "x" in any_vm.names())
+        few_vm.write("status", "-1")
+        assert eventually(lambda: right(few_vm) and distro.interop()) < 1
+        eventually(lambda: "x" in few_vm.names())
     for number in range(300):
-        any_vm.write("register", f":burst{number}:M::burst{number}::/bin/true:")
-    any_vm.write("register", ":wine:M::MZ::/bin/true:")
-    assert eventually(lambda: any_vm.names()[0] == "WSLInterop") < 1
+        few_vm.write("register", f":burst{number}:M::burst{number}::/bin/true:")
+    few_vm.write("register", ":wine:M::MZ::/bin/true:")
+    assert eventually(lambda: few_vm.names()[0] == "WSLInterop") < 1
     assert distro.wait_until_up() == "running"
 
 
-def test_a_shutdown_is_not_felt_by_others(any_vm: bed.Vm, boot: Boot, root: Path) -> None:
-    distro = boot(any_vm)
-    with distro.launching() as launches, any_vm.distro(root=root) as peer:
+def test_a_shutdown_is_not_felt_by_others(few_vm: bed.Vm, boot: Boot, root: Path) -> None:
+    distro = boot(few_vm)
+    with distro.launching() as launches, few_vm.distro(root=root) as peer:
         assert "Read-only" in peer.shell(f"echo -1 >{bed.TABLE}/status", check=False)
         peer.shutdown()
     assert launches.failed == 0
@@ -115,6 +115,7 @@ def test_each_python(vm: bed.Vm, boot: Boot, python: str) -> None:
         "/etc/binfmt.d/x.conf": ":wine:M::MZ::/bin/true:\n:x:M::xx::/bin/true:\n",
     }
     distro = boot(vm, files=files)
+    eventually(lambda: quiet(distro))
     watch = distro.systemctl("show", "--property=MainPID", "--value", "wsl-binfmt-watch.service").strip()
     assert distro.run("readlink", f"/proc/{watch}/exe").strip() == PYTHONS[python]
     distro.systemctl("restart", "systemd-binfmt.service")

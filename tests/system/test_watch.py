@@ -88,11 +88,11 @@ def test_a_loss_is_repaired(loss: str, any_vm: Vm, boot: Boot) -> None:
     assert distro.wait_until_up() == "running"
 
 
-def test_a_container_with_its_own_mount_wipes(any_vm: Vm, boot: Boot) -> None:
-    distro = boot(any_vm)
-    container = boot(any_vm, environment={"container": "docker"}, init=False)
+def test_a_container_with_its_own_mount_wipes(vm: Vm, boot: Boot) -> None:
+    distro = boot(vm)
+    container = boot(vm, environment={"container": "docker"}, init=False)
     container.shell("mkdir /tmp/table; mount -t binfmt_misc binfmt_misc /tmp/table; echo -1 >/tmp/table/status")
-    assert eventually(lambda: right(any_vm) and distro.interop()) < 1
+    assert eventually(lambda: right(vm) and distro.interop()) < 1
 
 
 @pytest.mark.kernel
@@ -291,15 +291,15 @@ def test_update_binfmts_imports_a_rival(vm: Vm, boot: Boot) -> None:
     assert eventually(lambda: vm.names()[0] == "WSLInterop" and distro.interop()) < 1
 
 
-def test_a_thousand_registrations(any_vm: Vm, boot: Boot) -> None:
-    distro = boot(any_vm)
+def test_a_thousand_registrations(vm: Vm, boot: Boot) -> None:
+    distro = boot(vm)
     for number in range(1000):
-        any_vm.write("register", f":burst{number}:M::burst{number}::/bin/true:")
-    any_vm.write("register", RIVAL)
-    assert eventually(lambda: right(any_vm) and any_vm.names()[0] == "WSLInterop") < 1
+        vm.write("register", f":burst{number}:M::burst{number}::/bin/true:")
+    vm.write("register", RIVAL)
+    assert eventually(lambda: right(vm) and vm.names()[0] == "WSLInterop") < 1
     eventually(lambda: quiet(distro))
-    any_vm.write("WSLInterop", "-1")
-    assert eventually(lambda: right(any_vm)) < 1
+    vm.write("WSLInterop", "-1")
+    assert eventually(lambda: right(vm)) < 1
     assert distro.wait_until_up() == "running"
 
 
