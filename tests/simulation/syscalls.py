@@ -46,7 +46,7 @@ class Posix:
     sched_param = staticmethod(lambda number: number)
     sched_setscheduler = staticmethod(lambda *_: None)
     # What is running anyway: asking systemd takes as long as that.
-    posix_spawn = staticmethod(lambda _path, command, _environment: command[-1])
+    posix_spawnp = staticmethod(lambda _path, command, _environment: command[-1])
 
     def waitpid(self, service: str, _options: int) -> tuple[int, int]:
         """Wait for `systemctl is-failed`."""
