@@ -113,7 +113,8 @@ class OwnEntries:
             # What came back and is gone again was removed on purpose.
             self._lost = {name: None for name in self._lost if name not in entries}
             self._lose(gone if wiped else [], now)
-        self._new.update(name for name, inode in entries.items() if inode != before.get(name))
+        if before != entries:
+            self._new.update(name for name, inode in entries.items() if inode != before.get(name))
 
     def _lose(self, names: "Iterable[str]", now: float) -> None:
         """Have entries brought back when the table has settled."""
