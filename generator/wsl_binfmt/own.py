@@ -73,6 +73,10 @@ class OwnEntries:
             "invocations": {**self._invocations, **dict.fromkeys(self._stopped, "stopped")},
         }
 
+    def is_settled(self) -> bool:
+        """Whether the table has not changed for a while. Until then, a wipe is seen best from the state before."""
+        return not self._unsettled
+
     def is_wiped(self, entries: "dict[str, int]") -> bool:
         """Whether nothing is left of what was there at the last look. WSLInterop alone is not all that was there."""
         is_any_left = any(entries.get(name) == inode for name, inode in self._before.items())

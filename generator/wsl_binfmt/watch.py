@@ -87,7 +87,8 @@ class Watch:
         self._retry = POLL
         try:
             # Last: nothing else has to wait where /run is full.
-            self._save()
+            if self._own.is_settled() or self._interop.disabled != self._saved.get("disabled"):
+                self._save()
             self._failure = ""
         except OSError as e:
             self._fail(e)
