@@ -19,8 +19,8 @@ let
       substituteInPlace generator/wsl-binfmt-generator \
         --replace-fail -+systemctl -+${config.systemd.package}/bin/systemctl
       substituteInPlace generator/wsl_binfmt/own.py \
-        --replace-fail /usr/bin/systemctl ${config.systemd.package}/bin/systemctl \
-        --replace-fail /usr/bin/timeout ${pkgs.coreutils}/bin/timeout
+        --replace-fail '"systemctl"' '"${config.systemd.package}/bin/systemctl"' \
+        --replace-fail 'spawnp("timeout"' 'spawnp("${pkgs.coreutils}/bin/timeout"'
     '';
     buildFlags = [ "man" ];
     installFlags = [ "PREFIX=$(out)" "COMPILE=no" ];

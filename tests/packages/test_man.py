@@ -71,6 +71,8 @@ def texts(node: ast.AST) -> Iterator[str]:
     """Templates of the texts in a program, but for its docstrings."""
     if isinstance(node, (ast.Constant, ast.JoinedStr, ast.BinOp)):
         yield template(node)
+    elif isinstance(node, ast.AnnAssign):
+        yield from texts(node.value) if node.value else ()
     elif not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Constant):
         for child in ast.iter_child_nodes(node):
             yield from texts(child)
