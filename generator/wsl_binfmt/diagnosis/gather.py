@@ -8,7 +8,7 @@ import os
 import re
 import time
 import types
-from typing import Any, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from wsl_binfmt import command, interop, table
 from wsl_binfmt.diagnosis import gather_session, gather_systemd
@@ -230,7 +230,8 @@ def read_entries() -> List[m.Entry]:
     """Read the entries of the table, the newest first; raises OSError, also if the table never stands still."""
     for _ in range(10):
         listed = table.entries()
-        found = [_read_entry(name) for name in listed]
+        states: "Dict[str, str]" = {}
+        found = [_read_entry(name, states) for name in listed]
         # While WSLInterop is replaced, a list of before and texts of after would make no sense together.
         if table.entries() == listed:
             return [each for each in found if each]
@@ -238,7 +239,8 @@ def read_entries() -> List[m.Entry]:
     raise OSError(0, "the table changes all the time")
 
 
-def _read_entry(name: str) -> Optional[m.Entry]:
+def _read_entry(name: str, states: "Dict[str, str]") -> Optional[m.Entry]:
+    """Read an entry; None if there is none. states: of interpreters, as far as they have been looked at."""
     entry = table.read(name)
     try:
         since = os.stat(f"{table.DIRECTORY}/{name}").st_mtime
@@ -247,6 +249,8 @@ def _read_entry(name: str) -> Optional[m.Entry]:
     if entry is None:
         return None
     interpreter = os.fsdecode(entry.interpreter)
+    if interpreter not in states:
+        states[interpreter] = state(interpreter)
     return m.Entry(
         name=name,
         enabled=entry.enabled,
@@ -257,7 +261,7 @@ def _read_entry(name: str) -> Optional[m.Entry]:
         mask=entry.mask.hex() if entry.mask is not None else None,
         extension=os.fsdecode(entry.extension) if entry.extension is not None else None,
         since=since,
-        interpreter_state=state(interpreter),
+        interpreter_state=states[interpreter],
     )
 
 
