@@ -115,7 +115,8 @@ def test_own_entries_come_back(any_vm: Vm, boot: Boot) -> None:
     # What was removed on purpose stays so, also when all is lost later.
     any_vm.write("ours", "-1")
     distro.systemctl("stop", "binfmt-support.service")
-    eventually(lambda: not [name for name in any_vm.names() if name == "theirs" or "leaving" in name])
+    eventually(lambda: "theirs" not in any_vm.names())
+    eventually(lambda: not [name for name in any_vm.names() if "leaving" in name])
     assert "ours" not in any_vm.names()
     before = set(any_vm.names())
     for _ in range(2):
