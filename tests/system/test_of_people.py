@@ -117,8 +117,9 @@ def test_disabled_at_every_instant(any_vm: Vm, boot: Boot) -> None:
             eventually(lambda: (any_vm.entry("WSLInterop") or "").startswith("disabled"))
             any_vm.write("WSLInterop", "-1")
             eventually(lambda: (any_vm.entry("WSLInterop") or "").startswith("disabled"))
-            distros[0].systemctl("restart", SERVICE)
-            distros[0].systemctl("reload", SERVICE)
+            # Where the other distro brings an entry of the same name back at this instant, the service fails.
+            distros[0].systemctl("restart", SERVICE, check=False)
+            distros[0].systemctl("reload", SERVICE, check=False)
     assert launches.count > 100
     assert launches.failed == launches.count
     any_vm.write("WSLInterop", "1")
