@@ -26,9 +26,10 @@ def run(args: "list[str]") -> int:
         if len(args) == 2 and args[0] == "leave" and args[1] in rules.SERVICES:
             entries = own.OwnEntries({}, log)
             entries.leave(args[1:])
-            # There is no watch here to remove it; those of other distros have seen it by then.
-            time.sleep(MARK_TIME)
-            table.remove(entries.mark)
+            if table.registration(entries.mark):
+                # This distro has no watch to remove its mark; the watches of other distros have seen it by then.
+                time.sleep(MARK_TIME)
+                table.remove(entries.mark)
             return 0
     except PermissionError:
         return tell(f"may not change {table.DIRECTORY}, run this as root", 1)

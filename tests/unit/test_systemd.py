@@ -41,7 +41,6 @@ def verify(directory: Path, units: list[str]) -> list[str]:
     ignored = [
         # We are not installed here.
         r"Command /usr/bin/wsl-binfmt is not executable",
-        r"Command /usr/lib/wsl-binfmt-generator/service-hook is not executable",
         # The machine's own units, of which some directory names are old.
         r"Unit uses KillMode=none|references a path below legacy directory|RequiresMountsFor",
         *(f"Unknown key( name)? '{key}'" for key, since in KNOWN_SINCE.items() if known < since),
