@@ -201,7 +201,9 @@ def no_systemd(machine: m.Machine) -> Iterator[Found]:
         evidence.append(f"PID 1 is {system.init}")
     found = setting(machine, "boot.systemd")
     is_wanted = found is not None and found.value.lower() in ("true", "1")
-    if machine.conf.state not in (m.THERE, m.GONE):
+    if system.init == "systemd":
+        yield Found(evidence, advice="It runs outside of this chroot or mount namespace: run this there.")
+    elif machine.conf.state not in (m.THERE, m.GONE):
         yield Found(evidence, advice=f"{WSL_CONF} cannot be read by this user; run this with sudo.")
     elif found is None and machine.conf.stopped_at:
         evidence.append(f"{at_line(machine.conf.stopped_at)}: WSL reads no further, see config-error")

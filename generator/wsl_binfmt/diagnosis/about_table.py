@@ -22,6 +22,7 @@ from wsl_binfmt.diagnosis.problems import (
     handles_windows,
     is_rival,
     problem,
+    said_of,
     write_to,
     wsl,
 )  # fmt: skip
@@ -321,10 +322,12 @@ def missing_fix_binary(machine: m.Machine) -> Iterator[Found]:
     if not entry or not handles_windows(entry) or "F" in entry.flags:
         return
     evidence = [f"{entry_path(entry.name)} has the flags {entry.flags or 'none'}"]
-    is_lost = entry.interpreter_state == m.GONE
-    if is_lost:
-        evidence.append("there is no /init here")
-    yield Found(evidence, RESTORE if can_change(machine) else None, severity=ERROR if is_lost else WARNING)
+    if entry.interpreter_state == m.THERE:
+        yield Found(evidence, RESTORE if can_change(machine) else None)
+    else:
+        evidence.append(f"/init: {said_of(entry.interpreter_state)}")
+        advice = f"Run `{RESTORE}` where /init can be run: in the distro itself, not in a chroot or a container."
+        yield Found(evidence, None, advice, severity=ERROR)
 
 
 @problem(WARNING, WINDOWS)
