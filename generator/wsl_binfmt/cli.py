@@ -151,10 +151,11 @@ def status(options: argparse.Namespace) -> int:
         machine = found_machine
     else:
         machine = _gather(options.program, launches=options.launch)
-    program = machine.program
-    if program and program.place.state == m.GONE and not os.path.islink(program.place.path):
-        return command.tell(f"there is no program {program.asked}", USAGE)
     found = conclude.conclude(machine)
+    program = machine.program
+    if program and program.place.state == m.GONE and "not-in-path" not in found.ids:
+        where = "" if "/" in program.asked else ", neither in PATH nor on a drive of Windows"
+        return command.tell(f"there is no program {program.asked}{where}", USAGE)
     if options.json:
         print(_json().dumps(tell.as_plain(machine, found), indent=2))
     else:

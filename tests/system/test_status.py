@@ -118,6 +118,12 @@ def anew(rule: str) -> Make:
     return make
 
 
+def init_not_executable(vm: Vm, distro: Distro) -> None:
+    """Have another file in the place of /init, of which the kernel knows only the name."""
+    anew(":WSLInterop:M::MZ::/init:P")(vm, distro)
+    distro.shell("umount /init; chmod 644 /init")
+
+
 def back(vm: Vm, _distro: Distro) -> None:
     """Register WSLInterop as WSL does: nothing has protected it at boot."""
     vm.register(bed.WSL_INTEROP)
@@ -150,6 +156,11 @@ def generator_had_failed(vm: Vm, distro: Distro) -> None:
     """Let a generator that is run now do its work."""
     back(vm, distro)
     distro.path("/etc/systemd/system-generators/a").unlink()
+
+
+def native_rule(_vm: Vm, distro: Distro) -> None:
+    """Put a rule into binfmt.d that nothing registers: no program would run on the machine."""
+    distro.write("/etc/binfmt.d/native.conf", f"# all\n:native:M::\\x7fELF::{bed.EMULATOR}:\n")
 
 
 def foreign(script: str = "true") -> Make:
@@ -188,7 +199,23 @@ until grep -q mounted /run/stuck.out; do sleep 0.01; done
 HIDDEN = """# root
 unshare --mount sh -c 'mount -t proc proc /proc && exec "$@"' sh "$@" """
 NO_SYSTEMD = """# root
-unshare --mount sh -c 'mount -t tmpfs tmpfs /run/systemd && exec "$@"' sh "$@" """
+echo init >/run/comm
+unshare --mount sh -c 'mount --bind /run/comm /proc/1/comm; mount -t tmpfs tmpfs /run/systemd; exec "$@"' sh "$@" """
+CHROOT = """# root
+unshare --mount sh -c 'mount --bind / /mnt; mount --rbind /proc /mnt/proc; exec chroot /mnt "$@"' sh "$@" """
+# A kernel that has binfmt_misc as a module, if at all, which is not loaded.
+WITHOUT_BINFMT_MISC = f"""
+umount -l {bed.TABLE}/status; umount -l {bed.TABLE}
+grep -v binfmt_misc /proc/filesystems >/run/filesystems; mount --bind /run/filesystems /proc/filesystems
+"""
+MODULE = """
+mkdir -p /lib/modules/$(uname -r); echo kernel/fs/binfmt_misc.ko.xz: >/lib/modules/$(uname -r)/modules.dep
+printf '#!/bin/sh\\nexec umount /proc/filesystems' >/usr/local/bin/modprobe; chmod 755 /usr/local/bin/modprobe
+"""
+# Of binfmt-support's, imported as by a package, and then disabled.
+FOREIGN = "package emulator\ninterpreter /usr/bin/emulator\noffset 18\nmagic \\xb7\\x00\n"
+# Does what the text says that a person is to do in the editor, called as EDITOR +LINE FILE.
+EDITOR = 'EDITOR=/usr/local/bin/editor; export EDITOR; "$@"'
 WSL_KERNEL = {"kernel": "6.6.87.2-microsoft-standard-WSL2"}
 DEFAULT_USER = {"/etc/passwd": "root:x:0:0::/root:/bin/sh\nme:x:1000:1000::/:/bin/sh\nyou:x:65534:65534::/:/bin/sh\n"}
 CASES = [
@@ -210,6 +237,24 @@ CASES = [
         around=NO_SYSTEMD,
         after=("no-systemd", *PENDING),
     ),
+    Case("no-systemd", evidence="PID 1 is systemd", options=WSL_KERNEL, around=CHROOT, has_fix=False),
+    Case(
+        "container",
+        ELSEWHERE,
+        "WSL has given this session its variables",
+        {"/.dockerenv": ""},
+        {"environment": {}, **WSL_KERNEL},
+        back,
+        around='WSL_DISTRO_NAME=Debian "$@"',
+        after=("reload-needed",),
+    ),
+    Case("kernel-without-binfmt-misc", FAILS, "no module", make=shell(WITHOUT_BINFMT_MISC), has_fix=False),
+    Case(
+        "kernel-without-binfmt-misc",
+        FAILS,
+        make=shell(WITHOUT_BINFMT_MISC + MODULE),
+        after=("guard-inactive",),
+    ),
     Case("other-user-namespace", UNKNOWN, around='unshare --user --map-root-user "$@"', has_fix=False),
     Case(
         "table-not-mounted",
@@ -224,6 +269,7 @@ CASES = [
     Case("foreign-interpreter", FAILS, "/bin/true", make=anew(":WSLInterop:M::MZ::/bin/true:")),
     Case("wrong-flags", FAILS, make=anew(":WSLInterop:M::MZ::/init:F")),
     Case("missing-fix-binary", make=anew(":WSLInterop:M::MZ::/init:P")),
+    Case("missing-fix-binary", FAILS, "may not execute it", make=init_not_executable, has_fix=False),
     Case("shadowed", FAILS, "/bin/true", make=register(":wine:M::MZ::/bin/true:")),
     Case(
         "shadowed",
@@ -272,6 +318,26 @@ CASES = [
         files={WSL_CONF: "[boot]\nsystemd=yes\n"},
         after=PENDING,
     ),
+    Case(
+        "config-unused",
+        evidence="neither true nor false but 'tru'",
+        files={
+            WSL_CONF: "[boot]\nsystemd=tru\n",
+            "/usr/local/bin/editor": '#!/bin/sh\nsed -i "${1#+}s/tru/true/" "$2"\n',
+        },
+        around=EDITOR,
+        after=PENDING,
+    ),
+    Case(
+        "config-unused",
+        evidence="interop.enabled may be meant",
+        files={
+            WSL_CONF: "[interopt]\nenabled=true\n",
+            "/usr/local/bin/editor": '#!/bin/sh\n[ "$1" = +2 ] && sed -i s/interopt/interop/ "$2"\n',
+        },
+        around=EDITOR,
+        after=PENDING,
+    ),
     Case("reload-needed", files={WSL_CONF: "[boot]\nprotectBinfmt=false\n"}, make=reload_is_due),
     Case("generator-masked", files=MASKED, make=back),
     Case(
@@ -309,6 +375,7 @@ CASES = [
         evidence="/etc/binfmt.d/w.conf:1",
         files={"/etc/binfmt.d/w.conf": ":WSLInterop:M::MZ::/init:FP\n"},
     ),
+    Case("rule-matches-native", evidence="/etc/binfmt.d/native.conf:2", make=native_rule),
     Case(
         "drop-in-set-aside",
         evidence=DROP_IN,
@@ -354,6 +421,26 @@ CASES = [
         make=foreign(),
         args=("/tmp/foreign",),
         also=("unit-skipped",),
+    ),
+    Case(
+        "rule-not-registered",
+        FAILS,
+        "/var/lib/binfmts/emulator",
+        {"/usr/share/binfmts/emulator": FOREIGN, **bed.BINFMT_SUPPORT},
+        {"emulators": 0},
+        foreign("update-binfmts --import emulator; update-binfmts --disable emulator"),
+        args=("/tmp/foreign",),
+    ),
+    Case(
+        "rule-not-registered",
+        FAILS,
+        "systemd does not run here",
+        options=WSL_KERNEL,
+        make=foreign(f"echo -1 >{bed.TABLE}/qemu-aarch64"),
+        around=NO_SYSTEMD,
+        args=("/tmp/foreign",),
+        also=("no-systemd",),
+        after=("no-systemd",),
     ),
     Case("entry-disabled", FAILS, make=foreign(f"echo 0 >{bed.TABLE}/qemu-aarch64"), args=("/tmp/foreign",)),
     Case(
@@ -575,6 +662,14 @@ def test_sockets(vm: Vm, boot: Boot) -> None:
             assert launched(around)
             answer = status(distro, user="a user", around=around)
             assert (answer.code, answer.ids) == (WORKS, ["interop-socket-dead"])
+        distro.shell(f"chmod 700 {other}")
+        around = f'export WSL_INTEROP={other}; "$@"'
+        assert status(distro, around=around).ids == []
+        answer = status(distro, user="a user", around=around)
+        assert (answer.code, answer.ids) == (FAILS, ["interop-socket-dead"])
+        assert "permission denied" in answer.evidence
+        assert not launched(around)
+        distro.shell(f"chmod 777 {other}")
         distro.write("/run/WSL/8_interop", "")
         around = 'export WSL_INTEROP=/run/WSL/8_interop; "$@"'
         answer = status(distro, around=around)

@@ -1,198 +1,37 @@
 # SPDX-License-Identifier: MIT
-"""Problems of the file that was asked about, whatever it is: why it does not start."""
+"""Problems of what is to run the file that was asked about."""
 
 from __future__ import annotations
 
-import os
-import re
-import stat
-from typing import TYPE_CHECKING, Iterator, List, Optional
+from typing import Iterator, List, Optional
 
+from wsl_binfmt import table
 from wsl_binfmt.diagnosis import launch, subject
 from wsl_binfmt.diagnosis import machine as m
+from wsl_binfmt.diagnosis.about_file import is_alias
 from wsl_binfmt.diagnosis.about_protection import unit
 from wsl_binfmt.diagnosis.about_rules import guilty_conditions, lift
-from wsl_binfmt.diagnosis.about_session import DRIVES, EXECUTE, READ, describe, refused
 from wsl_binfmt.diagnosis.problems import (
     ERROR,
     FILE,
     RESTART,
     SERVICE,
     START_MAX,
-    WSL_CONF,
     Found,
-    at_line,
-    edit,
+    as_owner,
     entry_path,
     handles_windows,
-    is_pending,
     matches,
     problem,
     quote,
     said_of,
-    setting,
     write_to,
 )  # fmt: skip
 
-if TYPE_CHECKING:
-    from wsl_binfmt import table
-
-ALIASES = "/Microsoft/WindowsApps/"
+# Debian's packages of loaders that a distro for 64 bits may lack.
+LOADERS = {"/lib/ld-linux.so.2": "libc6-i386", "/lib/ld-musl-x86_64.so.1": "musl"}
+BYTE_ORDER_MARK = "efbbbf"
 SHELL_SCRIPTS = ".bat", ".cmd"
-
-
-@problem(ERROR, FILE)
-def not_in_path(machine: m.Machine) -> Iterator[Found]:
-    """Windows has the program, and it is not in PATH.
-
-    WSL adds the folders of Windows to PATH, unless `appendWindowsPath=false`
-    under [interop] in /etc/wsl.conf says otherwise. A profile, sudo or a service
-    may set PATH anew without them. Linux needs the whole name, with its ".exe".
-
-    Add the folder to PATH, or call the program by its whole path.
-    """
-    program = machine.program
-    if program is None or program.is_in_path:
-        return
-    path = program.place.path
-    evidence = [f"it is at {path}, which is not in PATH"]
-    off = setting(machine, "interop.appendwindowspath")
-    advice, needs_restart = "", False
-    if off and off.value.lower() in ("false", "0"):
-        evidence.append(f"{at_line(off.line)}: appendWindowsPath=false in [interop]")
-        advice = f"Or remove that line: {edit(WSL_CONF, off.line)}; it counts from the next start of the distro on."
-        if is_pending(machine):
-            evidence.append(f"{WSL_CONF} has changed since this distro has started")
-    elif machine.session.has_sudo:
-        evidence.append("sudo sets PATH anew: secure_path in /etc/sudoers")
-    elif not any("/Windows" in each for each in machine.session.path):
-        evidence.append("PATH has no folder of Windows: a profile, or what has started this session, sets it anew")
-    if os.path.basename(path) != program.asked:
-        evidence.append(f"its name is {os.path.basename(path)}")
-        advice = "Call it by that name."
-    directory = os.path.dirname(path)
-    if directory in machine.session.path:
-        yield Found(
-            [f"it is at {path}", *evidence[1:]],
-            None,
-            advice,
-            summary=f"The program is called {os.path.basename(path)}.",
-        )
-        return
-    fix = (
-        f'export PATH="$PATH:{directory}"'
-        if quote(directory) == directory
-        else f'export PATH="$PATH":{quote(directory)}'
-    )
-    yield Found(evidence, fix, advice, needs_restart)
-
-
-@problem(ERROR, FILE)
-def exe_not_executable(machine: m.Machine) -> Iterator[Found]:
-    """The file cannot be executed.
-
-    The table is not what fails. Drives of Windows take their modes from the
-    options fmask, umask and metadata under [automount] in /etc/wsl.conf, or from
-    what Windows lets you do.
-
-    Give it the right to be executed; on a drive of Windows, where that right is
-    taken away.
-    """
-    program = machine.program
-    if program is None:
-        return
-    path, place = program.place.path, program.place
-    if place.state not in (m.THERE, m.NO_ANSWER):
-        barrier = [f"the last directory that can be seen is {describe(place.way[-1])}"] if place.way else []
-        yield Found(barrier, summary=f"{path} cannot be looked at: {said_of(place.state)}.")
-    elif program.kind != "file":
-        yield Found([f"it is a {program.kind}"], summary=f"{path} is not a file.")
-    elif program.is_noexec and place.mount:
-        evidence = _evidence(program)
-        fix = f"sudo mount -o remount,exec {quote(place.mount.target)}"
-        yield Found(evidence, fix, summary=f"{path} is on a file system that is mounted with noexec.")
-    elif not program.may_execute:
-        summary = f"{path} may not be executed by this user."
-        if place.mount and place.mount.kind in DRIVES:
-            yield _on_a_drive(machine, program, place.mount)._replace(summary=summary)
-        else:
-            owner = place.way[-1].uid if place.way else 0
-            sudo = "" if machine.session.uid in (owner, 0) else "sudo "
-            yield Found(_evidence(program), f"{sudo}chmod +x -- {quote(path)}", summary=summary)
-
-
-def _evidence(program: m.Program) -> List[str]:
-    mount = program.place.mount
-    where = [f"{mount.target} is mounted with {','.join(dict.fromkeys(mount.options))}"] if mount else []
-    way = program.place.way
-    return [f"{program.place.path} has the mode {stat.filemode(way[-1].mode)}"] * bool(way) + where
-
-
-def _on_a_drive(machine: m.Machine, program: m.Program, mount: m.Mount) -> Found:
-    """Tell what takes the right to execute away on a drive of Windows."""
-    options = [option for text in mount.options for option in text.split(";")]
-    masks = [option for option in options if re.fullmatch("(fmask|umask)=[0-7]+", option)]
-    # A mask counts if it takes the right from owner, group or others; which of them this user is, the mode says.
-    masks = [mask for mask in masks if int(mask.partition("=")[2], 8) & 0o111]
-    evidence = _evidence(program)
-    line = setting(machine, "automount.options")
-    if masks:
-        names = "\\|".join(sorted({mask.partition("=")[0] for mask in masks}))
-        evidence.append(f"{' and '.join(masks)} takes away the right to execute")
-        if line and any(mask in line.value for mask in masks):
-            fix = f"sudo sed -i '{line.line}s/\\({names}\\)=[0-7]*/\\1=022/g' {WSL_CONF}"
-            return Found([*evidence, f"{at_line(line.line)}: options={line.value}"], fix, needs_restart=True)
-        return Found(evidence, advice="Remove it where that mount is made: in /etc/fstab, or by a mount command.")
-    if "metadata" in options:
-        evidence.append("the option metadata is on: the file has a mode of its own")
-        return Found(evidence, f"chmod +x -- {quote(program.place.path)}")
-    return Found(evidence, advice="Windows does not let you execute it: see its properties there, under Security.")
-
-
-@problem(ERROR, FILE)
-def exe_not_for_default_user(machine: m.Machine) -> Iterator[Found]:
-    """Windows may not read the program: it ends with "Permission denied".
-
-    Windows opens a program in the Linux file system as the distro's default
-    user, whoever runs it. That user is `default=` under [user] in /etc/wsl.conf,
-    or else as a rule the one with the number 1000.
-
-    Move the program where that user may read it, such as to /usr/local/bin.
-    """
-    program = machine.program
-    if program is None or not program.may_execute or not subject.of(machine).is_for_windows:
-        return
-    place = program.place
-    if place.state != m.THERE or (place.mount and place.mount.kind in DRIVES):
-        return
-    barrier = refused(machine, place.way[:-1], EXECUTE)
-    what = "enter"
-    if barrier is None:
-        barrier, what = refused(machine, place.way[-1:], READ), "read"
-    if barrier:
-        evidence = [f"the default user, {machine.session.default_uid}, may not {what} {describe(barrier)}"]
-        mode = "x" if what == "enter" else "r"
-        advice = f"Move it where that user may read it, or allow that: `sudo chmod o+{mode} {quote(barrier.path)}`."
-        yield Found(evidence, None, advice)
-
-
-@problem(ERROR, FILE)
-def app_execution_alias(machine: m.Machine) -> Iterator[Found]:
-    """The file is an app execution alias of Windows, which Linux sees as empty.
-
-    Programs of the Microsoft Store, such as python.exe and wt.exe, are below
-    Microsoft/WindowsApps as links that only Windows understands. Start it by
-    cmd.exe.
-    """
-    if is_alias(machine):
-        name = os.path.basename(machine.program.place.path) if machine.program else ""
-        yield Found(["it has no content, and is below Microsoft/WindowsApps"], f"cmd.exe /c {quote(name)}")
-
-
-def is_alias(machine: m.Machine) -> bool:
-    """Whether an app execution alias was asked about."""
-    program = machine.program
-    return program is not None and ALIASES in program.place.path and (program.size == 0 or program.start == "")
 
 
 @problem(ERROR, FILE)
@@ -210,25 +49,36 @@ def interpreter_missing(machine: m.Machine) -> Iterator[Found]:
         return
     about = subject.of(machine)
     handler = about.handler
+    line = bytes.fromhex(program.start or "")[2:].partition(b"\n")[0]
     if handler and not handles_windows(handler):
         if "F" not in handler.flags and handler.interpreter_state != m.THERE:
-            what = f"{handler.interpreter}: {said_of(handler.interpreter_state)}"
-            evidence = [f"{entry_path(handler.name)} has the interpreter {what}"]
-            yield Found(evidence, advice=f"Install {handler.interpreter}, or remove that entry.")
+            evidence = [f"{entry_path(handler.name)} has the interpreter {handler.interpreter}"]
+            yield _without(evidence, handler.interpreter, handler.interpreter_state, ", or remove that entry")
         elif about.kind == subject.ELF and program.interpreter and program.interpreter_state == m.GONE:
             evidence = [f"it needs the loader {program.interpreter}, which is not here"]
             advice = f"Install the C library for {about.processor}, unless the emulator is told where to find it."
             yield Found(evidence, None, advice, works=None)
     elif about.kind in (subject.SCRIPT, subject.ELF) and (about.is_native or about.kind == subject.SCRIPT):
-        if program.interpreter.endswith("\r"):
-            evidence = [f"its first line ends as on Windows: {program.interpreter!r}"]
-            yield Found(evidence, f"sed -i 's/\\r$//' -- {quote(program.place.path)}")
+        if about.kind == subject.SCRIPT and line.endswith(b"\r"):
+            evidence = [f"its first line ends as on Windows: {(b'#!' + line).decode(errors='replace')!r}"]
+            yield Found(evidence, as_owner(machine, f"sed -i 's/\\r$//' -- {quote(program.place.path)}"))
+        elif about.kind == subject.SCRIPT and not line.strip():
+            yield Found(["its first line names nothing"])
         elif program.interpreter and program.interpreter_state != m.THERE:
             what = "its first line names" if about.kind == subject.SCRIPT else "it needs the loader"
-            yield Found(
-                [f"{what} {program.interpreter}: {said_of(program.interpreter_state)}"],
-                advice=f"Install {program.interpreter}.",
-            )
+            yield _without([f"{what} {program.interpreter}"], program.interpreter, program.interpreter_state)
+
+
+def _without(evidence: List[str], interpreter: str, state: str, otherwise: str = "") -> Found:
+    """Tell of an interpreter that is not there, or may not be executed; its name is at the end of the evidence."""
+    evidence = [*evidence[:-1], f"{evidence[-1]}: {said_of(state)}"]
+    if state == m.NOT_EXECUTABLE:
+        advice = f"Make {interpreter} executable, or name another program."
+        return Found(evidence, advice=advice, summary="What is to run the file may not be executed.")
+    if " " in interpreter:
+        return Found(evidence, advice="env takes the rest of the line for one name; `env -S` splits it.")
+    package = f"; Debian's package is {LOADERS[interpreter]}" if interpreter in LOADERS else ""
+    return Found(evidence, advice=f"Install {interpreter}{otherwise}{package}.")
 
 
 @problem(ERROR, FILE)
@@ -293,6 +143,10 @@ def rule_not_registered(machine: m.Machine) -> Iterator[Found]:
     if rule is None:
         return
     evidence = [f"{rule.path}:{rule.line}: {rule.name}" if rule.line else rule.path]
+    if rule.line and not machine.system.has_systemd:
+        register = f"sed -n {rule.line}p {quote(rule.path)} | sudo tee {table.DIRECTORY}/register >/dev/null"
+        yield Found([*evidence, "systemd does not run here"], register, "It counts until WSL restarts.")
+        return
     service = unit(machine, SERVICE)
     guilty = guilty_conditions(machine)
     fix: Optional[str] = RESTART if rule.line else f"sudo update-binfmts --enable {quote(rule.name)}"
@@ -336,6 +190,9 @@ def nothing_runs_it(machine: m.Machine) -> Iterator[Found]:
     if about.kind == subject.ELF:
         evidence = [f"it is a program for {about.processor}, and no entry or rule matches it"]
         yield Found(evidence, advice="Install an emulator; Debian's and Ubuntu's package is qemu-user-static.")
+    elif (program.start or "").startswith(BYTE_ORDER_MARK):
+        fix = as_owner(machine, f"sed -i '1s/^\\xef\\xbb\\xbf//' -- {quote(program.place.path)}")
+        yield Found(["it begins with a byte order mark, as editors on Windows write one: EF BB BF"], fix)
     elif program.place.path.lower().endswith(SHELL_SCRIPTS):
         evidence = ["it is a script of cmd.exe, which Windows does not start by itself"]
         yield Found(evidence, f'cmd.exe /c "$(wslpath -w {quote(program.place.path)})"')

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Iterator, List, Optional
 
 from wsl_binfmt.diagnosis import machine as m
@@ -10,6 +11,7 @@ from wsl_binfmt.diagnosis.problems import ERROR, WARNING, WINDOWS, Found, proble
 
 DRIVES = "9p", "drvfs", "virtiofs"
 READ, EXECUTE = 4, 1
+ALIASES = "/Microsoft/WindowsApps/"
 
 
 def chosen_socket(machine: m.Machine) -> Optional[m.Socket]:
@@ -88,6 +90,9 @@ def interop_socket_dead(machine: m.Machine) -> Iterator[Found]:
     elif is_gone and chosen is None:
         if session.run_wsl != m.THERE:
             yield Found([f"WSL_INTEROP={session.wsl_interop}, which is gone"], _export(machine), _advice(machine))
+    elif chosen is not None and chosen.is_closed:
+        summary = "This user may not use the socket that /init takes."
+        yield Found([f"{chosen.path}: permission denied"], _export(machine), _advice(machine), summary=summary)
     elif chosen is not None and chosen.is_listening is False:
         yield Found([f"{chosen.path} refuses connections"], _export(machine), _advice(machine))
 
@@ -129,6 +134,11 @@ def cwd_not_for_default_user(machine: m.Machine) -> Iterator[Found]:
             f"the default user, {machine.session.default_uid}, may not enter {describe(barrier)}",
         ]
         yield Found(evidence, "cd /")
+
+
+def may_be_alias(session: m.Session, path: str) -> bool:
+    """Whether a file is where Windows has its app execution aliases."""
+    return ALIASES in os.path.join(session.cwd.path, path)
 
 
 def _is_of_windows(place: m.Place) -> bool:

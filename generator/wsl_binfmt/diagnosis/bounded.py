@@ -72,6 +72,20 @@ def state(path: str) -> str:
     return m.THERE
 
 
+def executable(path: str) -> str:
+    """Tell whether a program is there, and whether this user may execute it."""
+    seen = state(path)
+    if seen == m.THERE and not (os.path.isfile(path) and os.access(path, os.X_OK)):
+        return m.NOT_EXECUTABLE
+    return seen
+
+
+def searchable(path: str) -> str:
+    """Tell whether a directory is there, and whether this user may look into it."""
+    seen = state(path)
+    return m.MAY_NOT_LOOK if seen == m.THERE and not os.access(path, os.R_OK | os.X_OK) else seen
+
+
 def read(path: str) -> str:
     """Read a text file, or its beginning; "" if it cannot be read. Does not wait for the writer of a FIFO."""
     try:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Dict, Iterator, List, NamedTuple, Optional
 
 from wsl_binfmt.diagnosis import (
+    about_file,
     about_program,
     about_protection,
     about_rules,
@@ -35,7 +36,9 @@ WORKS, FAILS, USAGE, IS_ELSEWHERE, UNKNOWN = range(5)  # exit status
 # The most harmful problems are in the first of these, and the first in each.
 MODULES = [
     module.__name__
-    for module in (about_program, about_table, about_session, about_protection, about_rules, about_settings)
+    for module in (
+        about_file, about_program, about_table, about_session, about_protection, about_rules, about_settings
+    )
 ]
 CATALOGUE: Dict[str, Problem] = {
     each.id: each for each in sorted(PROBLEMS.values(), key=lambda each: MODULES.index(each.check.__module__))
@@ -152,7 +155,8 @@ def _not_checked(machine: m.Machine, about: subject.Subject) -> Iterator[str]:
     for name, reason in machine.unknown.items():
         yield f"{SUBJECTS.get(name, name)}: {said_of(reason)}"
     if machine.table.entries is not None and machine.table.is_switched_on is None:
-        yield "whether the whole table is switched off: only root can see that, run this with sudo"
+        who = "only root can see that, run this with sudo" if machine.session.uid else "it cannot be seen from here"
+        yield f"whether the whole table is switched off: {who}"
     if machine.conf.state == m.MAY_NOT_LOOK:
         yield "/etc/wsl.conf: this user may not read it"
     if not machine.protection.is_watch_known and machine.protection.units is not None:

@@ -13,7 +13,7 @@ from typing import Any, Dict, List, Optional, Tuple
 from wsl_binfmt import command, interop, table
 from wsl_binfmt.diagnosis import gather_session, gather_systemd
 from wsl_binfmt.diagnosis import machine as m
-from wsl_binfmt.diagnosis.bounded import Looker, finish, read, start, state, state_of, text
+from wsl_binfmt.diagnosis.bounded import Looker, executable, finish, read, start, state, state_of, text
 from wsl_binfmt.diagnosis.problems import GENERATOR, SHOWN_MAX
 
 # Runs a script as root in mounts of its own, in which nothing is mounted over the `status` of the table "$0".
@@ -250,7 +250,7 @@ def _read_entry(name: str, states: "Dict[str, str]") -> Optional[m.Entry]:
         return None
     interpreter = os.fsdecode(entry.interpreter)
     if interpreter not in states:
-        states[interpreter] = state(interpreter)
+        states[interpreter] = executable(interpreter)
     return m.Entry(
         name=name,
         enabled=entry.enabled,

@@ -13,8 +13,8 @@ from typing import Iterator, List, Optional
 
 from wsl_binfmt.diagnosis import about_session
 from wsl_binfmt.diagnosis import machine as m
+from wsl_binfmt.diagnosis.bounded import executable, searchable, state, state_of
 from wsl_binfmt.diagnosis.bounded import read as read_file
-from wsl_binfmt.diagnosis.bounded import state, state_of
 
 SOCKETS = "/run/WSL"
 # Where Windows has programs, below its drives.
@@ -57,9 +57,10 @@ def _sockets(named: str) -> Iterator[m.Socket]:
         paths.setdefault(named, 0)
     for path, pid in paths.items():
         try:
-            yield m.Socket(path, pid, None, os.stat(path).st_mtime)
-        except OSError:
-            continue
+            yield m.Socket(path, pid, None, made=os.stat(path).st_mtime)
+        except OSError as e:
+            if state_of(e) != m.GONE:
+                yield m.Socket(path, pid)
 
 
 def _probe(session: m.Session, sockets: List[m.Socket]) -> List[m.Socket]:
@@ -68,24 +69,25 @@ def _probe(session: m.Session, sockets: List[m.Socket]) -> List[m.Socket]:
     result = {each.path: each for each in sockets}
     order = sorted(sockets, key=lambda each: each.made, reverse=True)
     for each in [chosen, *order] if chosen else order:
-        result[each.path] = each._replace(is_listening=is_listening(each.path))
+        is_there, is_closed = is_listening(each.path)
+        result[each.path] = each._replace(is_listening=is_there, is_closed=is_closed)
         if result[each.path].is_listening:
             break
     return list(result.values())
 
 
-def is_listening(path: str) -> Optional[bool]:
-    """Whether a process listens at a Unix socket; None if that could not be told."""
+def is_listening(path: str) -> "tuple[Optional[bool], bool]":
+    """Whether a process listens at a Unix socket, None if that could not be told; whether this user may not ask."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
         channel.settimeout(0.2)
         try:
             channel.connect(path)
         except OSError as e:
-            if e.errno in (errno.ECONNREFUSED, errno.ENOENT, errno.ENOTSOCK):
-                return False
+            if e.errno in (errno.ECONNREFUSED, errno.ENOENT, errno.ENOTSOCK, errno.EACCES):
+                return False, e.errno == errno.EACCES
             # Of another kind, or too busy.
-            return True if e.errno in (errno.EPROTOTYPE, errno.EAGAIN) else None
-        return True
+            return (True if e.errno in (errno.EPROTOTYPE, errno.EAGAIN) else None), False
+        return True, False
 
 
 def _ancestors() -> Iterator[int]:
@@ -141,7 +143,8 @@ def place(path: str, mounts: List[m.Mount]) -> m.Place:
         try:
             status = os.stat(each)
         except OSError as e:
-            return m.Place(path, state_of(e), way, mount_of(real, mounts))
+            seen = m.TO_NOTHING if state_of(e) == m.GONE and os.path.islink(path) else state_of(e)
+            return m.Place(path, seen, way, mount_of(real, mounts))
         way.append(m.Element(each, status.st_uid, status.st_gid, status.st_mode))
     return m.Place(path, m.THERE, way, mount_of(real, mounts))
 
@@ -159,13 +162,22 @@ def find_in_path(name: str, path: List[str]) -> Optional[str]:
     return next((each for each in there if os.access(each, os.X_OK)), there[0] if there else None)
 
 
+def root_of_drives(conf: m.Conf) -> str:
+    """Tell below which directory WSL mounts the drives of Windows."""
+    return next((each.value for each in conf.settings if each.name == "automount.root"), "/mnt/")
+
+
+def drives(conf: m.Conf, mounts: List[m.Mount]) -> List[str]:
+    """List the drives of Windows, and what may be one."""
+    found = [mount.target for mount in mounts if "aname=drvfs" in ";".join(mount.options) or mount.kind == "drvfs"]
+    found += glob.glob(os.path.join(glob.escape(root_of_drives(conf)), "*", ""))
+    return list(dict.fromkeys(drive.rstrip("/") for drive in found))
+
+
 def find_on_windows(name: str, conf: m.Conf, mounts: List[m.Mount]) -> Optional[str]:
-    """Find a program where Windows has it; None if there is none. Drives are where automount.root says."""
-    root = next((each.value for each in conf.settings if each.name == "automount.root"), "/mnt/")
-    drives = [mount.target for mount in mounts if "aname=drvfs" in ";".join(mount.options) or mount.kind == "drvfs"]
-    drives += glob.glob(os.path.join(glob.escape(root), "*", ""))
+    """Find a program where Windows has it; None if there is none."""
     names = [name] if name.lower().endswith(".exe") else [name, f"{name}.exe"]
-    for drive in dict.fromkeys(drive.rstrip("/") for drive in drives):
+    for drive in drives(conf, mounts):
         for folder in FOLDERS:
             for each in names:
                 found = sorted(glob.glob(os.path.join(glob.escape(drive), folder, glob.escape(each))))
@@ -186,14 +198,16 @@ def read_program(asked: str, conf: m.Conf, session: m.Session, mounts: List[m.Mo
     in_path = asked if "/" in asked else find_in_path(asked, session.path)
     path = find(asked, conf, session, mounts)
     if path is None:
-        return m.Program(asked, m.Place(asked, m.GONE))
+        places = (m.Place(each, searchable(each)) for each in (root_of_drives(conf), *drives(conf, mounts)))
+        unseen = next((each for each in places if each.state not in (m.THERE, m.GONE)), m.Place(asked, m.GONE))
+        return m.Program(asked, unseen, is_in_path=False)
     found = m.Program(asked, place(path, mounts), is_in_path=in_path is not None)
     try:
         status = os.stat(path)
-    except OSError as e:
+    except OSError:
         # A link of Windows' has a target that Linux does not understand.
-        is_alias = os.path.islink(path) and "/Microsoft/WindowsApps/" in path
-        return found._replace(start="", place=found.place._replace(state=m.THERE if is_alias else state_of(e)))
+        is_alias = os.path.islink(path) and about_session.may_be_alias(session, path)
+        return found._replace(place=found.place._replace(state=m.THERE)) if is_alias else found
     kind = "file" if stat.S_ISREG(status.st_mode) else "directory" if stat.S_ISDIR(status.st_mode) else "other"
     found = found._replace(
         kind=kind,
@@ -201,25 +215,34 @@ def read_program(asked: str, conf: m.Conf, session: m.Session, mounts: List[m.Mo
         may_execute=os.access(path, os.X_OK),
         is_noexec=bool(os.statvfs(path).f_flag & os.ST_NOEXEC),
     )
-    return _read_start(found, path) if kind == "file" else found
+    return _read_start(found, path, session) if kind == "file" else found
 
 
-def _read_start(found: m.Program, path: str) -> m.Program:
+def _read_start(found: m.Program, path: str, session: m.Session) -> m.Program:
     """Read how a file begins, and what it names to run it."""
     try:
         with open(path, "rb") as file:
             start = file.read(START_MAX)
     except OSError:
-        return found._replace(start="" if "/Microsoft/WindowsApps/" in path else None)
+        return found._replace(start="" if about_session.may_be_alias(session, path) else None)
     interpreter = _loader(start) if start.startswith(b"\x7fELF") else ""
     if start.startswith(b"#!"):
-        line = start[2:INTERPRETER_MAX].partition(b"\n")[0].strip(b" \t")
-        interpreter = os.fsdecode(re.split(rb"[ \t]", line, maxsplit=1)[0])
+        line = os.fsdecode(start[2:INTERPRETER_MAX].partition(b"\n")[0]).strip(" \t")
+        interpreter, *arguments = re.split("[ \t]+", line, maxsplit=1)
+        if os.path.basename(interpreter) == "env" and arguments:
+            interpreter = _looked_up(arguments[0], session.path) or interpreter
     return found._replace(
         start=start[:256].hex(),
         interpreter=interpreter,
-        interpreter_state=state(interpreter) if interpreter else m.THERE,
+        interpreter_state=executable(interpreter) if "/" in interpreter else m.GONE if interpreter else m.THERE,
     )
+
+
+def _looked_up(argument: str, path: List[str]) -> str:
+    """Tell what env(1) finds by PATH, or else what it looks for; "" if that is another matter. It has one argument."""
+    is_split = argument.startswith("-S")
+    name = (argument[2:].split() or [""])[0] if is_split else argument
+    return "" if name.startswith("-") or "=" in name else find_in_path(name, path) or name
 
 
 def _loader(start: bytes) -> str:

@@ -16,7 +16,8 @@ from wsl_binfmt import table
 VERSION = 1
 # States of a file. Any other text is what the kernel says of it, such as "Input/output error".
 THERE, GONE, MAY_NOT_LOOK = "there", "gone", "may not look"
-NO_ANSWER = "no answer"
+NO_ANSWER, TO_NOTHING = "no answer", "it is a link to nothing"
+NOT_EXECUTABLE = "this user may not execute it"
 
 T = TypeVar("T")
 
@@ -209,6 +210,7 @@ class Socket(NamedTuple):
     path: str = ""
     pid: int = 0
     is_listening: Optional[bool] = None
+    is_closed: bool = False  # whether this user may not connect to it
     made: float = 0.0  # in seconds since 1970
 
 

@@ -121,6 +121,12 @@ def quote(text: str) -> str:
     return text if safe else "'" + text.replace("'", "'\"'\"'") + "'"
 
 
+def as_owner(machine: m.Machine, command: str) -> str:
+    """Make a command that changes the file that was asked about, as its owner or as root."""
+    way = machine.program.place.way if machine.program else []
+    return command if machine.session.uid in (0, way[-1].uid if way else 0) else f"sudo {command}"
+
+
 def write_to(name: str, text: str) -> str:
     """Make the command that writes to an entry of the table."""
     return f"echo {text} | sudo tee {quote(entry_path(name))}"

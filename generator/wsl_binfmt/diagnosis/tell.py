@@ -82,7 +82,7 @@ def _answer(found: Diagnosis, paint: Paint) -> str:
 def _handler(machine: m.Machine, found: Diagnosis, verbose: bool) -> List[str]:
     about = found.about
     if about.handler is None:
-        if machine.table.entries is None and not about.is_native:
+        if about.kind == subject.UNKNOWN or (machine.table.entries is None and not about.is_native):
             return []
         text = {
             subject.SCRIPT: f"{safe(machine.program.interpreter or 'nothing')}, which its first line names"

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: MIT
+"""Problems of the file that was asked about, whatever it is: where it is, and who may execute it."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from typing import Iterator, List
+
+from wsl_binfmt.diagnosis import machine as m
+from wsl_binfmt.diagnosis import subject
+from wsl_binfmt.diagnosis.about_session import DRIVES, EXECUTE, READ, describe, may_be_alias, refused
+from wsl_binfmt.diagnosis.problems import (
+    ERROR,
+    FILE,
+    TERMINATE,
+    WSL_CONF,
+    Found,
+    as_owner,
+    at_line,
+    edit,
+    is_pending,
+    problem,
+    quote,
+    said_of,
+    set_to,
+    setting,
+)  # fmt: skip
+
+
+@problem(ERROR, FILE)
+def not_in_path(machine: m.Machine) -> Iterator[Found]:
+    """Windows has the program, and it is not in PATH.
+
+    WSL adds the folders of Windows to PATH, unless `appendWindowsPath=false`
+    under [interop] in /etc/wsl.conf says otherwise. A profile, sudo or a service
+    may set PATH anew without them. Linux needs the whole name, with its ".exe".
+
+    Add the folder to PATH, or call the program by its whole path.
+    """
+    program = machine.program
+    if program is None or program.is_in_path:
+        return
+    path = program.place.path
+    if program.place.state != m.THERE and not program.place.way:
+        yield from _not_on_a_drive(machine, program)
+        return
+    evidence = [f"it is at {path}, which is not in PATH"]
+    off = setting(machine, "interop.appendwindowspath")
+    advice, needs_restart = "", False
+    if off and off.value.lower() in ("false", "0"):
+        evidence.append(f"{at_line(off.line)}: appendWindowsPath=false in [interop]")
+        advice = f"Or remove that line: {edit(WSL_CONF, off.line)}; it counts from the next start of the distro on."
+        if is_pending(machine):
+            evidence.append(f"{WSL_CONF} has changed since this distro has started")
+    elif machine.session.has_sudo:
+        evidence.append("sudo sets PATH anew: secure_path in /etc/sudoers")
+    elif not any("/Windows" in each for each in machine.session.path):
+        evidence.append("PATH has no folder of Windows: a profile, or what has started this session, sets it anew")
+    if os.path.basename(path) != program.asked:
+        evidence.append(f"its name is {os.path.basename(path)}")
+        advice = "Call it by that name."
+    directory = os.path.dirname(path)
+    if directory in machine.session.path:
+        yield Found(
+            [f"it is at {path}", *evidence[1:]],
+            None,
+            advice,
+            summary=f"The program is called {os.path.basename(path)}.",
+        )
+        return
+    fix = (
+        f'export PATH="$PATH:{directory}"'
+        if quote(directory) == directory
+        else f'export PATH="$PATH":{quote(directory)}'
+    )
+    yield Found(evidence, fix, advice, needs_restart)
+
+
+def _not_on_a_drive(machine: m.Machine, program: m.Program) -> Iterator[Found]:
+    """Tell why a program is on no drive of Windows, if that is known."""
+    off, root = setting(machine, "automount.enabled"), setting(machine, "automount.root")
+    if program.place.state != m.GONE:
+        evidence = [f"{program.place.path}: {said_of(program.place.state)}"]
+        if root:
+            evidence.append(f"{at_line(root.line)}: root={root.value} in [automount]")
+        yield Found(evidence, summary="It is not in PATH, and the drives of Windows cannot be looked at.")
+    elif off and off.value.lower() in ("false", "0") and program.asked.lower().endswith(".exe"):
+        evidence = [f"{at_line(off.line)}: enabled=false in [automount]"]
+        summary = "It is not in PATH, and WSL mounts no drive of Windows here."
+        yield Found(evidence, set_to(off.line, "true"), needs_restart=True, summary=summary)
+
+
+@problem(ERROR, FILE)
+def exe_not_executable(machine: m.Machine) -> Iterator[Found]:
+    """The file cannot be executed.
+
+    The table is not what fails. Drives of Windows take their modes from the
+    options fmask, umask and metadata under [automount] in /etc/wsl.conf, or from
+    what Windows lets you do.
+
+    Give it the right to be executed; on a drive of Windows, where that right is
+    taken away.
+    """
+    program = machine.program
+    if program is None or is_alias(machine):
+        return
+    path, place = program.place.path, program.place
+    if place.state not in (m.THERE, m.NO_ANSWER):
+        if not place.way:
+            return
+        barrier = [f"the last directory that can be seen is {describe(place.way[-1])}"]
+        yield Found(barrier, summary=f"{path} cannot be looked at: {said_of(place.state)}.")
+    elif program.kind != "file":
+        evidence = ["it is a directory"] if program.kind == "directory" else []
+        yield Found(evidence, summary=f"{path} is not a file.")
+    elif program.is_noexec and place.mount:
+        evidence = _evidence(program)
+        fix = f"sudo mount -o remount,exec {quote(place.mount.target)}"
+        yield Found(evidence, fix, summary=f"{path} is on a file system that is mounted with noexec.")
+    elif not program.may_execute:
+        summary = f"{path} may not be executed by this user."
+        if place.mount and place.mount.kind in DRIVES:
+            yield _on_a_drive(machine, program, place.mount)._replace(summary=summary)
+        elif place.way and place.way[-1].mode & 0o111 == 0o111:
+            advice = "An access control list, or a security module, takes that right away: see `getfacl`."
+            yield Found(_evidence(program), advice=advice, summary=summary)
+        else:
+            yield Found(_evidence(program), _make_executable(machine, program), summary=summary)
+
+
+def _make_executable(machine: m.Machine, program: m.Program) -> str:
+    way = program.place.way
+    # Who may not read a program cannot have it run by an interpreter.
+    rights = "x" if way and way[-1].mode & 0o400 else "rx"
+    return as_owner(machine, f"chmod +{rights} -- {quote(program.place.path)}")
+
+
+def _evidence(program: m.Program) -> List[str]:
+    mount = program.place.mount
+    where = [f"{mount.target} is mounted with {','.join(dict.fromkeys(mount.options))}"] if mount else []
+    way = program.place.way
+    return [f"{program.place.path} has the mode {stat.filemode(way[-1].mode)}"] * bool(way) + where
+
+
+def _on_a_drive(machine: m.Machine, program: m.Program, mount: m.Mount) -> Found:
+    """Tell what takes the right to execute away on a drive of Windows."""
+    options = [option for text in mount.options for option in text.split(";")]
+    masks = [option for option in options if re.fullmatch("(fmask|umask)=[0-7]+", option)]
+    # A mask counts if it takes the right from owner, group or others; which of them this user is, the mode says.
+    masks = [mask for mask in masks if int(mask.partition("=")[2], 8) & 0o111]
+    evidence = _evidence(program)
+    line = setting(machine, "automount.options")
+    if masks:
+        names = "\\|".join(sorted({mask.partition("=")[0] for mask in masks}))
+        evidence.append(f"{' and '.join(masks)} takes away the right to execute")
+        if line and any(mask in line.value for mask in masks):
+            fix = f"sudo sed -i '{line.line}s/\\({names}\\)=[0-7]*/\\1=022/g' {WSL_CONF}"
+            return Found([*evidence, f"{at_line(line.line)}: options={line.value}"], fix, needs_restart=True)
+        if is_pending(machine):
+            advice = f"{WSL_CONF} has changed since this distro has started, and counts after {TERMINATE}."
+            return Found(evidence, advice=advice)
+        return Found(evidence, advice="Remove it where that mount is made: in /etc/fstab, or by a mount command.")
+    if "metadata" in options:
+        evidence.append("the option metadata is on: the file has a mode of its own")
+        return Found(evidence, _make_executable(machine, program))
+    return Found(evidence, advice="Windows does not let you execute it: see its properties there, under Security.")
+
+
+@problem(ERROR, FILE)
+def exe_not_for_default_user(machine: m.Machine) -> Iterator[Found]:
+    """Windows may not read the program: it ends with "Permission denied".
+
+    Windows opens a program in the Linux file system as the distro's default
+    user, whoever runs it. That user is `default=` under [user] in /etc/wsl.conf,
+    or else as a rule the one with the number 1000.
+
+    Move the program where that user may read it, such as to /usr/local/bin.
+    """
+    program = machine.program
+    if program is None or not program.may_execute or not subject.of(machine).is_for_windows:
+        return
+    place = program.place
+    if place.state != m.THERE or (place.mount and place.mount.kind in DRIVES):
+        return
+    barrier = refused(machine, place.way[:-1], EXECUTE)
+    what = "enter"
+    if barrier is None:
+        barrier, what = refused(machine, place.way[-1:], READ), "read"
+    if barrier:
+        evidence = [f"the default user, {machine.session.default_uid}, may not {what} {describe(barrier)}"]
+        mode = "x" if what == "enter" else "r"
+        advice = f"Move it where that user may read it, or allow that: `sudo chmod o+{mode} {quote(barrier.path)}`."
+        yield Found(evidence, None, advice)
+
+
+@problem(ERROR, FILE)
+def app_execution_alias(machine: m.Machine) -> Iterator[Found]:
+    """The file is an app execution alias of Windows, which Linux sees as empty.
+
+    Programs of the Microsoft Store, such as python.exe and wt.exe, are below
+    Microsoft/WindowsApps as links that only Windows understands. Start it by
+    cmd.exe.
+    """
+    if is_alias(machine):
+        path = os.path.join(machine.session.cwd.path, machine.program.place.path if machine.program else "")
+        folder = "/Windows/System32"
+        is_in_path = any(each.lower().endswith(folder.lower()) for each in machine.session.path)
+        drive, _, below = path.partition("/Users/")
+        cmd = "cmd.exe" if is_in_path or not below else quote(f"{drive}{folder}/cmd.exe")
+        fix = f"{cmd} /c {quote(os.path.basename(path))}"
+        yield Found(["it has no content, and is below Microsoft/WindowsApps"], fix)
+
+
+def is_alias(machine: m.Machine) -> bool:
+    """Whether an app execution alias was asked about."""
+    program = machine.program
+    if program is None or not may_be_alias(machine.session, program.place.path):
+        return False
+    return program.place.state == m.THERE and program.kind == "file" and (program.size == 0 or program.start == "")
