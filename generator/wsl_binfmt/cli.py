@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import subprocess
 import sys
 from typing import Any, List, NoReturn, Optional
@@ -155,6 +156,8 @@ def status(options: argparse.Namespace) -> int:
     program = machine.program
     if program and program.place.state == m.GONE and "not-in-path" not in found.ids:
         where = "" if "/" in program.asked else ", neither in PATH nor on a drive of Windows"
+        if re.match("[A-Za-z]:", program.asked):
+            where = ": that is a path of Windows, of which `wslpath -u` makes one of this distro"
         return command.tell(f"there is no program {program.asked}{where}", USAGE)
     if options.json:
         print(_json().dumps(tell.as_plain(machine, found), indent=2))

@@ -208,6 +208,24 @@ def test_files(vm: Vm, boot: Boot) -> None:
             assert status(distro, "./x", user="a user", around=f'cd {here}; "$@"').ids == [], each.make
 
 
+def test_what_windows_opens(vm: Vm, boot: Boot) -> None:
+    """What is no program is for a program of Windows to open, whether or not it is in PATH here."""
+    tools = {
+        f"/usr/local/bin/{name}.exe": f'#!/bin/sh\necho {name} "$@"\n' for name in ("cmd", "explorer", "powershell")
+    }
+    distro = boot(vm, files={**tools, "/usr/local/bin/wslpath": '#!/bin/sh\necho "UNC${2}"\n'})
+    distro.shell("mkdir '/srv/a b'; cd '/srv/a b'; echo '<html>' | tee x.bat x.ps1 x.lnk x.exe; chmod 755 *")
+    for ending, said in {"bat": "cmd /c", "ps1": "powershell -File", "lnk": "explorer"}.items():
+        answer = status(distro, f"/srv/a b/x.{ending}")
+        assert (answer.code, answer.ids) == (FAILS, ["nothing-runs-it"])
+        fix = answer.said["problems"][0]["fix"]
+        assert run(distro, "sh", "-c", fix, user="a user") == (0, f"{said} UNC/srv/a b/x.{ending}\n")
+    answer = status(distro, "/srv/a b/x.exe")
+    assert (answer.code, answer.ids) == (FAILS, ["nothing-runs-it"])
+    assert "does not begin with MZ" in answer.evidence
+    assert "wslpath -u" in run(distro, "wsl-binfmt", r"C:\Windows\notepad.exe")[1]
+
+
 def test_an_access_control_list(vm: Vm, boot: Boot) -> None:
     """Where the mode allows all, another mode is no help."""
     distro = boot(vm)

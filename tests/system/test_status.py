@@ -306,6 +306,16 @@ CASES = [
         after=PENDING,
     ),
     Case(
+        "config-error",
+        evidence=f"{WSL_CONF}:1: begins with a byte order mark",
+        files={
+            WSL_CONF: "\ufeff[boot]\nsystemd=true\n",
+            "/usr/local/bin/editor": "#!/bin/sh\nsed -i '1s/^\\xef\\xbb\\xbf//' \"$1\"\n",
+        },
+        around=EDITOR,
+        after=PENDING,
+    ),
+    Case(
         "config-unused",
         evidence="boot.protectbinfmt may be meant",
         files={WSL_CONF: "[boot]\nprotectBinfmts=true\n"},
@@ -442,6 +452,16 @@ CASES = [
         also=("no-systemd",),
         after=("no-systemd",),
     ),
+    Case(
+        "rule-not-registered",
+        FAILS,
+        "its interpreter is /nowhere: it is not there",
+        {"/etc/binfmt.d/x.conf": ":x:M::xxxx::/nowhere:F\n"},
+        make=shell("echo xxxx >/tmp/x; chmod 755 /tmp/x"),
+        args=("/tmp/x",),
+        also=("unit-failed",),
+        has_fix=False,
+    ),
     Case("entry-disabled", FAILS, make=foreign(f"echo 0 >{bed.TABLE}/qemu-aarch64"), args=("/tmp/foreign",)),
     Case(
         "nothing-runs-it",
@@ -483,6 +503,15 @@ CASES = [
         files=DEFAULT_USER,
         make=shell("mkdir -p /srv/closed/below; chmod 700 /srv/closed; chown 65534 /srv/closed /srv/closed/below"),
         around='cd /srv/closed/below; "$@"',
+    ),
+    # As after su(1): neither this user nor the default user may look there.
+    Case(
+        "cwd-not-for-default-user",
+        FAILS,
+        "may not enter /srv/roots",
+        files=DEFAULT_USER,
+        make=shell("mkdir -p /srv/roots/below; chmod 700 /srv/roots"),
+        around='# root\ncd /srv/roots/below; "$@"',
     ),
 ]
 

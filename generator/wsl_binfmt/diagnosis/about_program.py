@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Iterator, List, Optional
 
 from wsl_binfmt import table
@@ -19,6 +20,7 @@ from wsl_binfmt.diagnosis.problems import (
     START_MAX,
     Found,
     as_owner,
+    can_change,
     entry_path,
     handles_windows,
     matches,
@@ -31,7 +33,15 @@ from wsl_binfmt.diagnosis.problems import (
 # Debian's packages of loaders that a distro for 64 bits may lack.
 LOADERS = {"/lib/ld-linux.so.2": "libc6-i386", "/lib/ld-musl-x86_64.so.1": "musl"}
 BYTE_ORDER_MARK = "efbbbf"
-SHELL_SCRIPTS = ".bat", ".cmd"
+# How Windows opens what it does not start by itself, by the ends of names.
+OPENERS = {
+    ".bat": "cmd.exe /c",
+    ".cmd": "cmd.exe /c",
+    ".ps1": "powershell.exe -File",
+    ".lnk": "explorer.exe",
+    ".msi": "explorer.exe",
+    ".vbs": "explorer.exe",
+}
 
 
 @problem(ERROR, FILE)
@@ -143,6 +153,11 @@ def rule_not_registered(machine: m.Machine) -> Iterator[Found]:
     if rule is None:
         return
     evidence = [f"{rule.path}:{rule.line}: {rule.name}" if rule.line else rule.path]
+    if rule.interpreter_state != m.THERE:
+        interpreter = rule.text.split(rule.text[:1])[6]
+        evidence.append(f"its interpreter is {interpreter}")
+        yield _without(evidence, interpreter, rule.interpreter_state, ", and restart the service that has the rule")
+        return
     if rule.line and not machine.system.has_systemd:
         register = f"sed -n {rule.line}p {quote(rule.path)} | sudo tee {table.DIRECTORY}/register >/dev/null"
         yield Found([*evidence, "systemd does not run here"], register, "It counts until WSL restarts.")
@@ -158,9 +173,10 @@ def rule_not_registered(machine: m.Machine) -> Iterator[Found]:
         fix = lift(guilty[0])
     elif rule.line and service.active == "failed":
         evidence.append(f"{SERVICE} has failed, see unit-failed")
+        fix = None
     elif rule.line:
         evidence.append(f"{SERVICE} is {service.active or 'unknown'}")
-    yield Found(evidence, fix)
+    yield Found(evidence, fix if can_change(machine) else None)
 
 
 @problem(ERROR, FILE)
@@ -187,15 +203,19 @@ def nothing_runs_it(machine: m.Machine) -> Iterator[Found]:
         yield Found(["it is empty"])
     if not _is_asked(machine) or _candidates(machine) or _rule(machine):
         return
+    ending = os.path.splitext(program.place.path)[1].lower()
     if about.kind == subject.ELF:
         evidence = [f"it is a program for {about.processor}, and no entry or rule matches it"]
         yield Found(evidence, advice="Install an emulator; Debian's and Ubuntu's package is qemu-user-static.")
     elif (program.start or "").startswith(BYTE_ORDER_MARK):
         fix = as_owner(machine, f"sed -i '1s/^\\xef\\xbb\\xbf//' -- {quote(program.place.path)}")
         yield Found(["it begins with a byte order mark, as editors on Windows write one: EF BB BF"], fix)
-    elif program.place.path.lower().endswith(SHELL_SCRIPTS):
-        evidence = ["it is a script of cmd.exe, which Windows does not start by itself"]
-        yield Found(evidence, f'cmd.exe /c "$(wslpath -w {quote(program.place.path)})"')
+    elif ending in OPENERS:
+        evidence = [f"it is a {ending} file, which Windows does not start by itself"]
+        yield Found(evidence, f'{OPENERS[ending]} "$(wslpath -w {quote(program.place.path)})"')
+    elif ending == ".exe":
+        evidence = ["it does not begin with MZ, as Windows programs do"]
+        yield Found(evidence, advice="It may be a part of a download, or a page in its place: get it anew.")
     else:
         yield Found(
             ["it is neither a program nor a script that begins with #!, and no entry or rule matches it"],

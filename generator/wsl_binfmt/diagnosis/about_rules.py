@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 ADMINISTRATORS = "/etc/", "/run/"
 # What systemd-binfmt says of a rule that the kernel refused.
 REFUSED_RULE = re.compile(r"(/\S+\.conf):(\d+): (.*)")
+UNREAD = re.compile("Failed to (read|open) file '/")
 
 
 def guilty_conditions(machine: m.Machine) -> List[m.DropIn]:
@@ -122,6 +123,8 @@ def unit_failed(machine: m.Machine) -> Iterator[Found]:
         path, line, _ = found[0]
         evidence = list(dict.fromkeys(f"{path}:{line}: {text}" for path, line, text in found))
         yield Found(evidence, f"{comment_out(path, line)} && {RESTART}")
+    elif any(UNREAD.search(text) for text in said):
+        yield Found(said[-3:], advice=f"Mend or remove that file, then `{RESTART}`.")
     elif is_guarded_by_drop_in(service):
         # What failed was a start before the drop-in was in effect.
         yield Found(said[-3:] or [f"systemctl status {SERVICE}"], RESTART)

@@ -126,14 +126,22 @@ def cwd_not_for_default_user(machine: m.Machine) -> Iterator[Found]:
 
     Change to another directory, such as / or that user's home.
     """
-    cwd = machine.session.cwd
-    barrier = refused(machine, cwd.way[:-1], EXECUTE)
-    if barrier and not _is_of_windows(cwd) and cwd.state == m.THERE:
+    cwd, barrier = machine.session.cwd, cwd_barrier(machine)
+    if barrier:
         evidence = [
             f"the current directory is {cwd.path}",
             f"the default user, {machine.session.default_uid}, may not enter {describe(barrier)}",
         ]
         yield Found(evidence, "cd /")
+
+
+def cwd_barrier(machine: m.Machine) -> Optional[m.Element]:
+    """Tell above the current directory which one the default user may not enter."""
+    cwd = machine.session.cwd
+    if _is_of_windows(cwd) or cwd.state not in (m.THERE, m.MAY_NOT_LOOK):
+        return None
+    # Where this user may not look, the way ends above the current directory.
+    return refused(machine, cwd.way[:-1] if cwd.state == m.THERE else cwd.way, EXECUTE)
 
 
 def may_be_alias(session: m.Session, path: str) -> bool:

@@ -127,7 +127,12 @@ def config_error(machine: m.Machine) -> Iterator[Found]:
     if conf.stopped_at:
         ignored = [f"{at_line(each.line)}: {each.name} is ignored" for each in conf.ignored]
         evidence = [f"{at_line(conf.stopped_at)}: not a [section], name=value or # comment", *ignored]
-        yield Found(evidence, f"sudo sed -i '{conf.stopped_at}s/^/# /' {WSL_CONF}", needs_restart=True)
+        if conf.has_mark and conf.stopped_at == 1:
+            evidence[0] = f"{at_line(1)}: begins with a byte order mark, as editors on Windows write one"
+            advice = "Save it as UTF-8 without that mark."
+            yield Found(evidence, edit(WSL_CONF), advice, needs_restart=True)
+        else:
+            yield Found(evidence, f"sudo sed -i '{conf.stopped_at}s/^/# /' {WSL_CONF}", needs_restart=True)
 
 
 @problem(NOTE)

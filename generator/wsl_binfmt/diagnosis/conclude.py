@@ -36,9 +36,7 @@ WORKS, FAILS, USAGE, IS_ELSEWHERE, UNKNOWN = range(5)  # exit status
 # The most harmful problems are in the first of these, and the first in each.
 MODULES = [
     module.__name__
-    for module in (
-        about_file, about_program, about_table, about_session, about_protection, about_rules, about_settings
-    )
+    for module in (about_file, about_program, about_table, about_session, about_protection, about_rules, about_settings)
 ]
 CATALOGUE: Dict[str, Problem] = {
     each.id: each for each in sorted(PROBLEMS.values(), key=lambda each: MODULES.index(each.check.__module__))
@@ -166,6 +164,9 @@ def _not_checked(machine: m.Machine, about: subject.Subject) -> Iterator[str]:
         yield f"how {program.place.path} begins: this user may not read it, or it does not answer"
     if not about.is_for_windows or (machine.launch and machine.launch.status == 0):
         return
+    cwd = machine.session.cwd
+    if cwd.path and cwd.state not in (m.THERE, m.GONE, m.NO_ANSWER) and not about_session.cwd_barrier(machine):
+        yield f"the current directory, {cwd.path}: {said_of(cwd.state)}"
     chosen = about_session.chosen_socket(machine)
     if chosen and chosen.is_listening is None:
         yield f"whether something listens at {chosen.path}: this user may not connect to it, or it does not answer"

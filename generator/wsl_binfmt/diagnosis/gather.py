@@ -19,6 +19,8 @@ from wsl_binfmt.diagnosis.problems import GENERATOR, SHOWN_MAX
 # Runs a script as root in mounts of its own, in which nothing is mounted over the `status` of the table "$0".
 BEHIND_GUARD = "unshare", "--mount", "--propagation=private", "sh", "-c"
 READ_STATUS = 'mount --bind "$0" "$0" && cat "$0/status"'
+# Byte order marks of UTF-8 and UTF-16, as a text that was read as UTF-8 has them.
+MARKS = "\ufeff", "\udcff\udcfe", "\udcfe\udcff"
 TEMPORARY_MAX = 0.3  # seconds; the watch has one for a twentieth of that
 Mounts = List[Tuple[m.Mount, int]]
 
@@ -117,7 +119,8 @@ def read_conf(generator: Any) -> m.Conf:
         return conf._replace(state=state_of(e) if e.errno else m.THERE)
     settings, stopped_at = _parse_conf(generator, lines)
     ignored = _ignored(generator, lines, stopped_at)
-    return conf._replace(settings=settings, stopped_at=stopped_at, ignored=ignored, changed=changed)
+    has_mark = "".join(lines[:1]).startswith(MARKS)
+    return conf._replace(settings=settings, stopped_at=stopped_at, has_mark=has_mark, ignored=ignored, changed=changed)
 
 
 def _ignored(generator: Any, lines: List[str], stopped_at: int) -> List[m.Setting]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
 from wsl_binfmt import command, interop, rules
 from wsl_binfmt.diagnosis import machine as m
-from wsl_binfmt.diagnosis.bounded import Looker, finish, start, text
+from wsl_binfmt.diagnosis.bounded import Looker, executable, finish, start, text
 from wsl_binfmt.diagnosis.bounded import read as read_file
 from wsl_binfmt.diagnosis.problems import DROP_IN, GENERATED, GENERATOR, GUARD, SERVICE, SERVICES, WATCH, WSL_CONF
 
@@ -126,7 +126,13 @@ def read_rules() -> List[m.Rule]:
             path = f"{rules.UPDATE_BINFMTS}/{name}"
             package = read_file(path).partition("\n")[0]
             found.append(m.Rule(path, 0, name, os.fsdecode(rule), "" if package == ":" else package))
-    return [_with_package(rule) if _is_of_interest(rule) else rule for rule in found]
+    found = [_with_package(rule) if _is_of_interest(rule) else rule for rule in found]
+    return [rule._replace(interpreter_state=_interpreter_state(rule)) for rule in found]
+
+
+def _interpreter_state(rule: m.Rule) -> str:
+    entry = rule.entry()
+    return executable(os.fsdecode(entry.interpreter)) if entry else m.THERE
 
 
 def _is_of_interest(rule: m.Rule) -> bool:

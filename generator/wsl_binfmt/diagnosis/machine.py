@@ -66,6 +66,7 @@ class Rule(NamedTuple):
     name: str = ""
     text: str = ""
     package: str = ""
+    interpreter_state: str = THERE
 
     def entry(self) -> Optional[table.Entry]:
         """Make the entry; None if the kernel would refuse the rule."""
@@ -122,6 +123,7 @@ class Conf(NamedTuple):
     settings: List[Setting] = []
     # Where WSL stops reading, 0 if nowhere; and the settings from there on, which it ignores.
     stopped_at: int = 0
+    has_mark: bool = False  # whether it begins with a byte order mark
     ignored: List[Setting] = []
     changed: Optional[float] = None  # in seconds since 1970
     sections: List[str] = []
