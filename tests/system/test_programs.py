@@ -96,7 +96,8 @@ def test_an_app_execution_alias(vm: Vm, boot: Boot) -> None:
     """Only Windows understands it, whatever its mode says."""
     distro = boot(vm)
     around = drive(distro, "uid=1000", 0o444)
-    distro.shell(f"chmod 755 {SYSTEM32}/cmd.exe")
+    distro.shell(f"chmod 755 {SYSTEM32}/cmd.exe; ln -s '/mnt/c/Program Files/WindowsApps/wt.exe' {APPS}")
+    assert status(distro, f"{APPS}/wt.exe", around=around).ids == ["app-execution-alias"]
     for user in USERS:
         for place, name in ("/", f"{APPS}/python.exe"), (APPS, "./python.exe"):
             here = around.replace("exec", f"cd {place}; exec")

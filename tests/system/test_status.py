@@ -691,6 +691,9 @@ def test_sockets(vm: Vm, boot: Boot) -> None:
             assert launched(around)
             answer = status(distro, user="a user", around=around)
             assert (answer.code, answer.ids) == (WORKS, ["interop-socket-dead"])
+        sandbox = "systemd-run --quiet --wait --pipe --property=RestrictAddressFamilies=AF_INET "
+        answer = status(distro, around=f'{sandbox} --setenv=WSL_INTEROP={other} "$@"')
+        assert (answer.ids, len(answer.said["not_checked"])) == ([], 2)
         distro.shell(f"chmod 700 {other}")
         around = f'export WSL_INTEROP={other}; "$@"'
         assert status(distro, around=around).ids == []

@@ -78,16 +78,17 @@ def _probe(session: m.Session, sockets: List[m.Socket]) -> List[m.Socket]:
 
 def is_listening(path: str) -> "tuple[Optional[bool], bool]":
     """Whether a process listens at a Unix socket, None if that could not be told; whether this user may not ask."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
-        channel.settimeout(0.2)
-        try:
+    try:
+        # A service may have no Unix sockets at all, by RestrictAddressFamilies=.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as channel:
+            channel.settimeout(0.2)
             channel.connect(path)
-        except OSError as e:
-            if e.errno in (errno.ECONNREFUSED, errno.ENOENT, errno.ENOTSOCK, errno.EACCES):
-                return False, e.errno == errno.EACCES
-            # Of another kind, or too busy.
-            return (True if e.errno in (errno.EPROTOTYPE, errno.EAGAIN) else None), False
-        return True, False
+    except OSError as e:
+        if e.errno in (errno.ECONNREFUSED, errno.ENOENT, errno.ENOTSOCK, errno.EACCES):
+            return False, e.errno == errno.EACCES
+        # Of another kind, or too busy.
+        return (True if e.errno in (errno.EPROTOTYPE, errno.EAGAIN) else None), False
+    return True, False
 
 
 def _ancestors() -> Iterator[int]:
