@@ -100,7 +100,7 @@ def entry_disabled(machine: m.Machine) -> Iterator[Found]:
     """
     for entry in _candidates(machine):
         if not entry.enabled and not _is_interop(entry):
-            yield Found([f"{entry_path(entry.name)} says: disabled"], write_to(entry.name, "1"))
+            yield Found([f"{entry_path(entry.name)} says: disabled"], write_to(machine, entry.name, "1"))
             return
 
 
@@ -128,7 +128,7 @@ def _candidates(machine: m.Machine) -> List[m.Entry]:
 
 def _rule(machine: m.Machine) -> Optional[m.Rule]:
     """Find the rule for such files."""
-    rules = ((rule, rule.entry()) for rule in machine.protection.rules)
+    rules = ((rule, rule.entry()) for rule in [*machine.protection.rules, *machine.protection.hidden])
     return next((rule for rule, entry in rules if entry and _is_for(machine, entry)), None)
 
 
@@ -153,6 +153,12 @@ def rule_not_registered(machine: m.Machine) -> Iterator[Found]:
     if rule is None:
         return
     evidence = [f"{rule.path}:{rule.line}: {rule.name}" if rule.line else rule.path]
+    fix: Optional[str]
+    if rule.hidden_by:
+        evidence.append(f"{rule.hidden_by} hides that file")
+        fix = f"sudo mv {quote(rule.hidden_by)} {quote(f'{rule.hidden_by}.off')} && {RESTART}"
+        yield Found(evidence, fix, "An administrator may have wanted that.")
+        return
     if rule.interpreter_state != m.THERE:
         interpreter = rule.text.split(rule.text[:1])[6]
         evidence.append(f"its interpreter is {interpreter}")
@@ -164,7 +170,7 @@ def rule_not_registered(machine: m.Machine) -> Iterator[Found]:
         return
     service = unit(machine, SERVICE)
     guilty = guilty_conditions(machine)
-    fix: Optional[str] = RESTART if rule.line else f"sudo update-binfmts --enable {quote(rule.name)}"
+    fix = RESTART if rule.line else f"sudo update-binfmts --enable {quote(rule.name)}"
     if rule.line and service.load == "masked":
         evidence.append(f"{SERVICE} is masked")
         fix = f"sudo systemctl unmask {SERVICE} && {RESTART}"

@@ -17,11 +17,11 @@ from wsl_binfmt.diagnosis.problems import (
     WARNING,
     WINDOWS,
     Found,
-    can_change,
     entry_path,
     handles_windows,
     is_rival,
     problem,
+    restoring,
     said_of,
     write_to,
     wsl,
@@ -111,7 +111,8 @@ def table_disabled(machine: m.Machine) -> Iterator[Found]:
     `sudo wsl-binfmt restore` switches the table on.
     """
     if machine.table.is_switched_on is False:
-        yield Found([f"{table.DIRECTORY}/status says disabled"], RESTORE if can_change(machine) else None)
+        advice = "" if machine.conf.interop else f"`{RESTORE}` does so in a distro that has Windows programs."
+        yield Found([f"{table.DIRECTORY}/status says disabled"], restoring(machine), advice)
 
 
 @problem(ERROR, WINDOWS)
@@ -128,7 +129,7 @@ def not_registered(machine: m.Machine) -> Iterator[Found]:
         return
     evidence = [f"{entry_path(interop.NAME)} does not exist"]
     others = [entry for entry in machine.table.entries if handles_windows(entry)]
-    fix = RESTORE if can_change(machine) else None
+    fix = restoring(machine)
     if others:
         evidence.append(f"{entry_path(others[0].name)} handles Windows programs in its place")
     yield Found(evidence, fix, severity=WARNING if others else ERROR)
@@ -147,7 +148,7 @@ def disabled_by_hand(machine: m.Machine) -> Iterator[Found]:
     if entry and not entry.enabled:
         evidence = [f"{entry_path(entry.name)} says: disabled"]
         others = [entry for entry in machine.table.entries or [] if handles_windows(entry)]
-        yield Found(evidence, write_to(entry.name, "1"), severity=WARNING if others else ERROR)
+        yield Found(evidence, write_to(machine, entry.name, "1"), severity=WARNING if others else ERROR)
 
 
 @problem(ERROR, WINDOWS)
@@ -163,7 +164,7 @@ def foreign_interpreter(machine: m.Machine) -> Iterator[Found]:
     if not entry or not entry.enabled or interop.handles_windows(entry.kernel()):
         return
     others = [other for other in machine.table.entries or [] if handles_windows(other)]
-    fix = RESTORE if can_change(machine) else None
+    fix = restoring(machine)
     if entry.interpreter == interop.INIT:
         evidence = [f"{entry_path(entry.name)} matches {_pattern(entry)}"]
         yield Found(evidence, fix, summary="WSLInterop does not match every Windows program.", works=bool(others))
@@ -191,7 +192,7 @@ def wrong_flags(machine: m.Machine) -> Iterator[Found]:
     entry = wsl(machine)
     if handles_windows(entry) and entry and "P" not in entry.flags:
         evidence = [f"{entry_path(entry.name)} has the flags {entry.flags or 'none'}", *_where_from(machine, entry)]
-        yield Found(evidence, RESTORE if can_change(machine) else None)
+        yield Found(evidence, restoring(machine))
 
 
 @problem(ERROR, WINDOWS)
@@ -221,7 +222,7 @@ def shadowed(machine: m.Machine) -> Iterator[Found]:
             what = "Windows programs" if takes_most else "some Windows programs"
             yield Found(
                 evidence,
-                RESTORE if can_change(machine) else None,
+                restoring(machine),
                 summary=f"The entry {each.name} was registered later than WSLInterop, and takes {what}.",
                 severity=ERROR if takes_most else WARNING,
             )
@@ -323,7 +324,7 @@ def missing_fix_binary(machine: m.Machine) -> Iterator[Found]:
         return
     evidence = [f"{entry_path(entry.name)} has the flags {entry.flags or 'none'}"]
     if entry.interpreter_state == m.THERE:
-        yield Found(evidence, RESTORE if can_change(machine) else None)
+        yield Found(evidence, restoring(machine))
     else:
         evidence.append(f"/init: {said_of(entry.interpreter_state)}")
         advice = f"Run `{RESTORE}` where /init can be run: in the distro itself, not in a chroot or a container."
@@ -345,7 +346,7 @@ def second_name(machine: m.Machine) -> Iterator[Found]:
         if not handles_windows(each) or each.name in (interop.NAME, interop.TEMPORARY):
             continue
         if each.name != LATE or (entry and not entry.enabled):
-            yield Found([f"the entry {entry_path(each.name)}"], write_to(each.name, "-1"))
+            yield Found([f"the entry {entry_path(each.name)}"], write_to(machine, each.name, "-1"))
 
 
 @problem(WARNING, WINDOWS)
@@ -357,7 +358,7 @@ def temporary_entry_left(machine: m.Machine) -> Iterator[Found]:
     watch, or `wsl-binfmt restore`, removes it.
     """
     for name in machine.table.left:
-        yield Found([f"the entry {entry_path(name)}"], RESTORE if can_change(machine) else None)
+        yield Found([f"the entry {entry_path(name)}"], restoring(machine))
 
 
 @problem(NOTE)
@@ -369,4 +370,6 @@ def table_read_only(machine: m.Machine) -> Iterator[Found]:
     """
     mount = machine.table.mount
     if mount and "ro" in mount.options:
-        yield Found([f"{table.DIRECTORY} is mounted with the option ro"])
+        is_right = any(map(handles_windows, machine.table.entries or []))
+        advice = "" if is_right else "`wsl.exe --shutdown` on Windows makes the table anew, for all distros."
+        yield Found([f"{table.DIRECTORY} is mounted with the option ro"], advice=advice)

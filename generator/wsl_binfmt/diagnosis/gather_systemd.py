@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import time
@@ -55,6 +56,7 @@ def read(
         masked_by=m.DropIn(masked_by, is_link=os.path.islink(masked_by)) if masked_by else None,
         set_aside=look("generated", set_aside, []),
         rules=look("rules", read_rules, []),
+        hidden=look("rules", read_hidden, []),
     )
     nobody: Tuple[Optional[m.Watch], bool] = None, False
     watch, is_watch_known = look("watch", find_watch, nobody)
@@ -133,6 +135,20 @@ def read_rules() -> List[m.Rule]:
 def _interpreter_state(rule: m.Rule) -> str:
     entry = rule.entry()
     return executable(os.fsdecode(entry.interpreter)) if entry else m.THERE
+
+
+def read_hidden() -> List[m.Rule]:
+    """Read the rules of packages that a file of the same name hides."""
+    found = []
+    administrators, packages = rules.BINFMT_D[:2], rules.BINFMT_D[2:]
+    for path in (path for directory in packages for path in sorted(glob.glob(f"{directory}/*.conf"))):
+        hiding = [f"{directory}/{os.path.basename(path)}" for directory in administrators]
+        by = next(filter(os.path.lexists, hiding), "")
+        for number, line in enumerate(read_file(path).split("\n") if by else [], 1):
+            if line[:1] not in ("", "#", ";"):
+                name = os.fsdecode(rules.name_in(os.fsencode(line)))
+                found.append(m.Rule(path, number, name, line, hidden_by=by))
+    return found
 
 
 def _is_of_interest(rule: m.Rule) -> bool:

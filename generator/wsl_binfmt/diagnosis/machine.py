@@ -66,6 +66,7 @@ class Rule(NamedTuple):
     name: str = ""
     text: str = ""
     package: str = ""
+    hidden_by: str = ""  # a file of the same name in /etc or /run
     interpreter_state: str = THERE
 
     def entry(self) -> Optional[table.Entry]:
@@ -186,6 +187,7 @@ class Protection(NamedTuple):
     is_watch_known: bool = True
     messages: Optional[List[Message]] = None
     rules: List[Rule] = []
+    hidden: List[Rule] = []  # rules of files that have no effect
 
 
 class Element(NamedTuple):

@@ -127,9 +127,14 @@ def as_owner(machine: m.Machine, command: str) -> str:
     return command if machine.session.uid in (0, way[-1].uid if way else 0) else f"sudo {command}"
 
 
-def write_to(name: str, text: str) -> str:
-    """Make the command that writes to an entry of the table."""
-    return f"echo {text} | sudo tee {quote(entry_path(name))}"
+def write_to(machine: m.Machine, name: str, text: str) -> Optional[str]:
+    """Make the command that writes to an entry of the table; None if nobody can do so from here."""
+    return f"echo {text} | sudo tee {quote(entry_path(name))}" if can_change(machine) else None
+
+
+def restoring(machine: m.Machine) -> Optional[str]:
+    """Make the command that restores WSLInterop; None where it would do nothing."""
+    return RESTORE if can_change(machine) and machine.conf.interop else None
 
 
 def named(machine: m.Machine, name: str) -> Optional[m.Entry]:
