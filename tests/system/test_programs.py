@@ -133,6 +133,17 @@ def test_not_in_path(vm: Vm, boot: Boot, conf: str, at: str, evidence: str) -> N
         assert status(distro, "notepad.exe", user=user, around=here).ids == []
 
 
+def test_in_the_current_directory(vm: Vm, boot: Boot) -> None:
+    """Where Windows would find it."""
+    distro = boot(vm)
+    distro.windows_program("/srv/x.exe")
+    for user in USERS:
+        answer = status(distro, "x.exe", user=user, around='cd /srv; "$@"')
+        assert (answer.code, answer.ids) == (FAILS, ["not-in-path"])
+        assert "./x.exe" in answer.said["problems"][0]["advice"]
+        assert status(distro, "./x.exe", user=user, around='cd /srv; "$@"').ids == []
+
+
 def test_no_drive(vm: Vm, boot: Boot) -> None:
     """It is said why none is there, or that none can be looked at, as far as that is known."""
     distro = boot(vm, files={**SUDO, WSL_CONF: "[automount]\nenabled=false\n"})

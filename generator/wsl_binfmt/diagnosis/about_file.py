@@ -35,7 +35,8 @@ def not_in_path(machine: m.Machine) -> Iterator[Found]:
 
     WSL adds the folders of Windows to PATH, unless `appendWindowsPath=false`
     under [interop] in /etc/wsl.conf says otherwise. A profile, sudo or a service
-    may set PATH anew without them. Linux needs the whole name, with its ".exe".
+    may set PATH anew without them. Linux needs the whole name, with its ".exe",
+    and does not look into the current directory, as Windows does.
 
     Add the folder to PATH, or call the program by its whole path.
     """
@@ -45,6 +46,10 @@ def not_in_path(machine: m.Machine) -> Iterator[Found]:
     path = program.place.path
     if program.place.state != m.THERE and not program.place.way:
         yield from _not_on_a_drive(machine, program)
+        return
+    if path == f"./{program.asked}":
+        advice = f"Call it by {path}: Linux does not look for programs in the current directory."
+        yield Found(advice=advice, summary="It is in the current directory, which is not in PATH.")
         return
     evidence = [f"it is at {path}, which is not in PATH"]
     off = setting(machine, "interop.appendwindowspath")

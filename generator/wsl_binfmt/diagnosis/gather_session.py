@@ -197,7 +197,7 @@ def find(asked: str, conf: m.Conf, session: m.Session, mounts: List[m.Mount]) ->
 def read_program(asked: str, conf: m.Conf, session: m.Session, mounts: List[m.Mount]) -> m.Program:
     """Look at the file that is asked about; its place is GONE if there is none."""
     in_path = asked if "/" in asked else find_in_path(asked, session.path)
-    path = find(asked, conf, session, mounts)
+    path = find(asked, conf, session, mounts) if in_path or not os.path.isfile(asked) else f"./{asked}"
     if path is None:
         places = (m.Place(each, searchable(each)) for each in (root_of_drives(conf), *drives(conf, mounts)))
         unseen = next((each for each in places if each.state not in (m.THERE, m.GONE)), m.Place(asked, m.GONE))
