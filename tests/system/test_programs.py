@@ -129,6 +129,9 @@ def test_not_in_path(vm: Vm, boot: Boot, conf: str, at: str, evidence: str) -> N
             assert (answer.code, answer.ids) == (FAILS, ["not-in-path"])
             assert f"it is at {at}/{WINDOWS}/notepad.exe" in answer.evidence
             assert evidence in answer.evidence
+        here = around.replace("exec", f"PATH=$PATH:{at}/{WINDOWS}; exec")
+        named = status(distro, "notepad", user=user, around=here)
+        assert (named.code, named.said["problems"][0]["summary"]) == (FAILS, "The program is called notepad.exe.")
         here = around.replace("exec", f"{answer.said['problems'][0]['fix']}; exec")
         assert status(distro, "notepad.exe", user=user, around=here).ids == []
 

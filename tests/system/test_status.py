@@ -386,6 +386,12 @@ CASES = [
         also=("generator-masked",),
         generation="3.0",
     ),
+    Case(
+        "unit-failed",
+        evidence="systemctl status",
+        files=RULE,
+        make=shell(f"for i in 1 2 3 4 5 6 7 8; do systemctl restart {SERVICE} || true; done 2>/dev/null"),
+    ),
     Case("override-in-the-way", evidence=DROP_IN, files={**RULE, DROP_IN: "[Service]\nBindPaths=\n"}),
     Case(
         "override-in-the-way", evidence="50-wsl", files={f"/etc/systemd/system/{SERVICE}.d/50-wsl-binfmt.conf": "#\n"}

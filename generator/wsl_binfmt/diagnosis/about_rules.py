@@ -106,7 +106,7 @@ def unit_failed(machine: m.Machine) -> Iterator[Found]:
     for name in SERVICES[1:]:
         other = unit(machine, name)
         if other.active == "failed":
-            restart = f"sudo systemctl restart {name}" if is_guarded_by_drop_in(other) else None
+            restart = _start_anew(name) if is_guarded_by_drop_in(other) else None
             yield Found([f"systemctl status {name}"], restart, summary=f"{name} has failed.")
     service = unit(machine, SERVICE)
     if service.active != "failed":
@@ -126,8 +126,8 @@ def unit_failed(machine: m.Machine) -> Iterator[Found]:
     elif any(UNREAD.search(text) for text in said):
         yield Found(said[-3:], advice=f"Mend or remove that file, then `{RESTART}`.")
     elif is_guarded_by_drop_in(service):
-        # What failed was a start before the drop-in was in effect.
-        yield Found(said[-3:] or [f"systemctl status {SERVICE}"], RESTART)
+        # What failed was a start before the drop-in was in effect, or one of too many.
+        yield Found(said[-3:] or [f"systemctl status {SERVICE}"], _start_anew(SERVICE))
     elif machine.table.over_status and "ro" in machine.table.over_status.options:
         causes = (generator_masked, reload_needed, generator_missing_output, override_in_the_way)
         fixes = [each.fix for cause in causes for each in cause(machine)]
@@ -139,6 +139,11 @@ def unit_failed(machine: m.Machine) -> Iterator[Found]:
         )
     else:
         yield Found(said[-3:] or [f"systemctl status {SERVICE}"], advice=f"See `systemctl status {SERVICE}`.")
+
+
+def _start_anew(service: str) -> str:
+    """Make the command that starts a service also where it was started too often."""
+    return f"sudo systemctl reset-failed {service} && sudo systemctl restart {service}"
 
 
 def _owner(machine: m.Machine) -> str:

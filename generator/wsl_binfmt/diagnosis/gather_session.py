@@ -24,6 +24,7 @@ FOLDERS = (
     "Windows/System32/WindowsPowerShell/v1.0",
     "Windows/System32/OpenSSH",
     "Users/*/AppData/Local/Microsoft/WindowsApps",
+    "Users/*/AppData/Local/Programs/Microsoft VS Code/bin",
 )
 START_MAX = 4096  # bytes: the loader of an ELF file is named in there
 INTERPRETER_MAX = 256  # bytes of a script's first line, BINPRM_BUF_SIZE
@@ -191,7 +192,11 @@ def find(asked: str, conf: m.Conf, session: m.Session, mounts: List[m.Mount]) ->
     """Find a program by its path, by PATH, or where Windows has it."""
     if "/" in asked:
         return asked
-    return find_in_path(asked, session.path) or find_on_windows(asked, conf, mounts)
+    return (
+        find_in_path(asked, session.path)
+        or find_in_path(f"{asked}.exe", session.path)
+        or find_on_windows(asked, conf, mounts)
+    )
 
 
 def read_program(asked: str, conf: m.Conf, session: m.Session, mounts: List[m.Mount]) -> m.Program:
