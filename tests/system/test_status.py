@@ -372,6 +372,12 @@ CASES = [
         files={"/etc/systemd/system-generators/a": IN_THE_WAY, WSL_CONF: "#\n"},
         make=generator_had_failed,
     ),
+    Case(
+        "generator-missing-output",
+        evidence="has not the right to be executed",
+        files={WSL_CONF: "#\n"},
+        make=shell(f"chmod -x {bed.GENERATOR}; systemctl daemon-reload"),
+    ),
     Case("unit-masked", evidence=WATCH, make=shell(f"systemctl mask --now {WATCH}")),
     Case("unit-masked", evidence=GUARD, make=shell(f"systemctl mask --now {GUARD}")),
     Case("unit-masked", evidence=SERVICE, make=shell(f"systemctl mask --now {SERVICE}")),

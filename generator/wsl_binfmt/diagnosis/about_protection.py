@@ -89,7 +89,11 @@ def generator_missing_output(machine: m.Machine) -> Iterator[Found]:
     Mend that, and run `sudo systemctl daemon-reload`.
     """
     failure = _failure(machine)
-    if failure and _is_reload_due(machine):
+    if machine.protection.generator_state == m.NOT_EXECUTABLE and _is_reload_due(machine):
+        summary = "systemd cannot run the generator, so that nothing protects this distro."
+        fix = f"sudo chmod +x {GENERATOR} && {activate(machine)}"
+        yield Found([f"{GENERATOR} has not the right to be executed", *_stale(machine)], fix, summary=summary)
+    elif failure and _is_reload_due(machine):
         yield Found([failure, *_stale(machine)], activate(machine))
 
 
@@ -111,7 +115,8 @@ def reload_needed(machine: m.Machine) -> Iterator[Found]:
 
     Run `sudo systemctl daemon-reload`.
     """
-    if _is_reload_due(machine) and not _failure(machine):
+    is_run = machine.protection.generator_state != m.NOT_EXECUTABLE
+    if _is_reload_due(machine) and is_run and not _failure(machine):
         yield Found(_stale(machine), activate(machine))
         return
     for name in SERVICES:

@@ -53,6 +53,7 @@ def read(
     found = m.Protection(
         generated=generated,
         has_generated=look("generated", _has_generated, False),
+        generator_state=executable(GENERATOR),
         masked_by=m.DropIn(masked_by, is_link=os.path.islink(masked_by)) if masked_by else None,
         set_aside=look("generated", set_aside, []),
         rules=look("rules", read_rules, []),

@@ -181,6 +181,7 @@ class Protection(NamedTuple):
     generated: Optional[List[Generated]] = None
     # Whether systemd has run the generators since /etc/wsl.conf and the generator have changed.
     has_generated: bool = False
+    generator_state: str = THERE
     masked_by: Optional[DropIn] = None  # what is run in place of the generator
     set_aside: List[str] = []  # drop-ins that the generator hides
     watch: Optional[Watch] = None
