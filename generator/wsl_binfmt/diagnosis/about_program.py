@@ -31,7 +31,7 @@ from wsl_binfmt.diagnosis.problems import (
 )  # fmt: skip
 
 # Debian's packages of loaders that a distro for 64 bits may lack.
-LOADERS = {"/lib/ld-linux.so.2": "libc6-i386", "/lib/ld-musl-x86_64.so.1": "musl"}
+LOADERS = {"ld-linux.so.2": "libc6-i386", "ld-musl-x86_64.so.1": "musl"}
 BYTE_ORDER_MARK = "efbbbf"
 # How Windows opens what it does not start by itself, by the ends of names.
 OPENERS = {
@@ -87,8 +87,9 @@ def _without(evidence: List[str], interpreter: str, state: str, otherwise: str =
         return Found(evidence, advice=advice, summary="What is to run the file may not be executed.")
     if " " in interpreter:
         return Found(evidence, advice="env takes the rest of the line for one name; `env -S` splits it.")
-    package = f"; Debian's package is {LOADERS[interpreter]}" if interpreter in LOADERS else ""
-    return Found(evidence, advice=f"Install {interpreter}{otherwise}{package}.")
+    package = LOADERS.get(os.path.basename(interpreter))
+    debian = f"; Debian's package is {package}" if package else ""
+    return Found(evidence, advice=f"Install {interpreter}{otherwise}{debian}.")
 
 
 @problem(ERROR, FILE)
