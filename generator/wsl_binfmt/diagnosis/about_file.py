@@ -128,11 +128,17 @@ def exe_not_executable(machine: m.Machine) -> Iterator[Found]:
         summary = f"{path} may not be executed by this user."
         if place.mount and place.mount.kind in DRIVES:
             yield _on_a_drive(machine, program, place.mount)._replace(summary=summary)
-        elif place.way and place.way[-1].mode & 0o111 == 0o111:
+        elif _lets_all_execute(program):
             advice = "An access control list, or a security module, takes that right away: see `getfacl`."
             yield Found(_evidence(program), advice=advice, summary=summary)
         else:
             yield Found(_evidence(program), _make_executable(machine, program), summary=summary)
+
+
+def _lets_all_execute(program: m.Program) -> bool:
+    """Whether it is not the mode that takes the right to execute away."""
+    way = program.place.way
+    return bool(way) and way[-1].mode & 0o111 == 0o111
 
 
 def _make_executable(machine: m.Machine, program: m.Program) -> str:
@@ -167,7 +173,7 @@ def _on_a_drive(machine: m.Machine, program: m.Program, mount: m.Mount) -> Found
             advice = f"{WSL_CONF} has changed since this distro has started, and counts after {TERMINATE}."
             return Found(evidence, advice=advice)
         return Found(evidence, advice="Remove it where that mount is made: in /etc/fstab, or by a mount command.")
-    if "metadata" in options:
+    if "metadata" in options and not _lets_all_execute(program):
         evidence.append("the option metadata is on: the file has a mode of its own")
         return Found(evidence, _make_executable(machine, program))
     return Found(evidence, advice="Windows does not let you execute it: see its properties there, under Security.")
