@@ -499,6 +499,21 @@ CASES = [
         make=foreign(),
         args=("/tmp/foreign",),
     ),
+    Case(
+        "rule-not-registered",
+        FAILS,
+        f"{SERVICE} is active",
+        make=foreign(f"echo -1 >{bed.TABLE}/qemu-aarch64"),
+        args=("/tmp/foreign",),
+    ),
+    Case(
+        "rule-not-registered",
+        FAILS,
+        f"{SERVICE} is masked",
+        make=foreign(f"systemctl mask --now {SERVICE}; while [ -e {bed.TABLE}/qemu-aarch64 ]; do sleep 0.1; done"),
+        args=("/tmp/foreign",),
+        also=("unit-masked",),
+    ),
     Case("entry-disabled", FAILS, make=foreign(f"echo 0 >{bed.TABLE}/qemu-aarch64"), args=("/tmp/foreign",)),
     Case(
         "nothing-runs-it",
