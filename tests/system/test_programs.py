@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from test_status import FAILS, SUDO, USERS, WORKS, WSL_CONF, Answer, run, status
+from test_status import DEFAULT_USER, FAILS, SUDO, USERS, WORKS, WSL_CONF, Answer, run, status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -239,6 +239,22 @@ def test_what_windows_opens(vm: Vm, boot: Boot) -> None:
     assert (answer.code, answer.ids) == (FAILS, ["nothing-runs-it"])
     assert "does not begin with MZ" in answer.evidence
     assert "wslpath -u" in run(distro, "wsl-binfmt", r"C:\Windows\notepad.exe")[1]
+
+
+def test_what_the_default_user_may_not_read(vm: Vm, boot: Boot) -> None:
+    """By the part of the mode that counts: what is advised settles it."""
+    distro = boot(vm, files=DEFAULT_USER)
+    distro.shell("mkdir -p /srv/a/b")
+    distro.windows_program("/srv/a/b/x.exe")
+    for mode, group, advised in ("700", 0, "o+x"), ("705", 1000, "g+x"), ("711", 0, ""):
+        distro.shell(f"chown 0:{group} /srv/a; chmod {mode} /srv/a")
+        answer = status(distro, "/srv/a/b/x.exe")
+        assert answer.ids == (["exe-not-for-default-user"] if advised else [])
+        for problem in answer.said["problems"]:
+            assert f"chmod {advised} /srv/a`" in problem["advice"]
+            distro.shell(problem["advice"].split("`")[1].replace("sudo ", ""))
+            assert status(distro, "/srv/a/b/x.exe").ids == []
+    assert "there is no program" in run(distro, "wsl-binfmt", "/srv/a/b/x.exe/")[1]
 
 
 def test_an_access_control_list(vm: Vm, boot: Boot) -> None:

@@ -10,7 +10,15 @@ from typing import Iterator, List
 
 from wsl_binfmt.diagnosis import machine as m
 from wsl_binfmt.diagnosis import subject
-from wsl_binfmt.diagnosis.about_session import DRIVES, EXECUTE, READ, describe, may_be_alias, refused
+from wsl_binfmt.diagnosis.about_session import (
+    DRIVES,
+    EXECUTE,
+    READ,
+    class_of_default_user,
+    describe,
+    may_be_alias,
+    refused,
+)
 from wsl_binfmt.diagnosis.problems import (
     ERROR,
     FILE,
@@ -201,8 +209,8 @@ def exe_not_for_default_user(machine: m.Machine) -> Iterator[Found]:
         barrier, what = refused(machine, place.way[-1:], READ), "read"
     if barrier:
         evidence = [f"the default user, {machine.session.default_uid}, may not {what} {describe(barrier)}"]
-        mode = "x" if what == "enter" else "r"
-        advice = f"Move it where that user may read it, or allow that: `sudo chmod o+{mode} {quote(barrier.path)}`."
+        mode = f"{class_of_default_user(machine, barrier)}+{'x' if what == 'enter' else 'r'}"
+        advice = f"Move it where that user may read it, or allow that: `sudo chmod {mode} {quote(barrier.path)}`."
         yield Found(evidence, None, advice)
 
 

@@ -164,7 +164,13 @@ def refused(machine: m.Machine, way: List[m.Element], right: int) -> Optional[m.
     if session.default_uid in (None, 0):
         return None
     for element in way:
-        shift = 6 if element.uid == session.default_uid else 3 if element.gid in session.default_gids else 0
+        shift = {"u": 6, "g": 3, "o": 0}[class_of_default_user(machine, element)]
         if not (element.mode >> shift) & right:
             return element
     return None
+
+
+def class_of_default_user(machine: m.Machine, element: m.Element) -> str:
+    """Tell which part of a mode counts for the default user, as chmod(1) calls it."""
+    session = machine.session
+    return "u" if element.uid == session.default_uid else "g" if element.gid in session.default_gids else "o"

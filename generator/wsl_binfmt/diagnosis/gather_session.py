@@ -210,10 +210,12 @@ def read_program(asked: str, conf: m.Conf, session: m.Session, mounts: List[m.Mo
     found = m.Program(asked, place(path, mounts), is_in_path=in_path is not None)
     try:
         status = os.stat(path)
-    except OSError:
+    except OSError as e:
         # A link of Windows' has a target that Linux does not understand.
         is_alias = os.path.islink(path) and about_session.may_be_alias(session, path)
-        return found._replace(place=found.place._replace(state=m.THERE)) if is_alias else found
+        # place() does not see a slash at the end.
+        seen = m.THERE if is_alias else state_of(e) if found.place.state == m.THERE else found.place.state
+        return found._replace(place=found.place._replace(state=seen))
     kind = "file" if stat.S_ISREG(status.st_mode) else "directory" if stat.S_ISDIR(status.st_mode) else "other"
     found = found._replace(
         kind=kind,
