@@ -76,7 +76,7 @@ def is_rival(entry: table.Entry) -> bool:
 def is_specific(entry: table.Entry) -> bool:
     """Whether an entry is for some files that begin with MZ and are no ordinary Windows programs, as APE's is."""
     is_for_some = entry.may_match(b"MZ") if entry.extension is None else b"." not in entry.extension
-    return entry.enabled and not is_rival(entry) and is_for_some
+    return not is_rival(entry) and is_for_some
 
 
 class Interop:
@@ -212,7 +212,8 @@ def _again(names: "Iterable[str]") -> "Iterator[tuple[Callable[..., None], objec
     """Register entries anew, as far as that can be done from here."""
     for name in names:
         entry = table.read(name)
-        if entry and posix.access(entry.interpreter, posix.X_OK):
+        # The kernel registers every entry enabled, so that a disabled one is not registered until it is enabled.
+        if entry and entry.enabled and posix.access(entry.interpreter, posix.X_OK):
             try:
                 again = entry.rule(name)
             except ValueError:
