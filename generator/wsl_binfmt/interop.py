@@ -91,9 +91,8 @@ class Interop:
         self.inode = inode
         self.disabled = disabled
         self._was_there = False
-        # Since when WSLInterop is gone alone, 0 if it is not; and when it was enabled by hand.
-        self._since = 0.0
-        self._enabled = 0.0
+        # Until when a repair waits, as WSLInterop is gone alone or was enabled by hand.
+        self._until = 0.0
         # Inodes of the entries behind WSLInterop. A specific entry that is not among them belongs in front.
         self._behind: "set[int] | None" = None
         # Inodes of the entries that match no file that begins with MZ: what an entry matches never changes.
@@ -108,21 +107,17 @@ class Interop:
         wsl = table.read(NAME)
         was_disabled = self.disabled
         self._learn_whether_disabled(wsl)
+        if wiped or bool(wsl) != self._was_there:
+            self._until = 0.0 if wiped or wsl else now + PATIENCE
         if was_disabled and not self.disabled:
-            self._enabled = now
-        if wiped or wsl:
-            self._since = 0.0
-        elif self._was_there:
-            self._since = self._since or now
-        self._was_there = wsl is not None
-        due = self._since + PATIENCE if now < self._since + PATIENCE else 0.0
+            self._until = time.monotonic() + PATIENCE
+        self._was_there = bool(wsl)
+        due = self._until if now < self._until else 0.0
         clear: "Writes" = [(table.remove, TEMPORARY)] if TEMPORARY in entries else []
         if self.disabled and wsl:
             return clear + [(table.disable, NAME)] * wsl.enabled, "", 0.0
-        if wsl and now < self._enabled + PATIENCE:
-            return clear, "", self._enabled + PATIENCE
-        if due and self.disabled:
-            return [], "", due
+        if due and (self.disabled or wsl):
+            return clear, "", due
         if self.disabled:
             return [(table.register, PLACEHOLDER), (table.disable, NAME)], MISSING, 0.0
         rivals, specific, misplaced = self._neighbours(entries)

@@ -88,12 +88,12 @@ class OwnEntries:
         # The oldest is registered again first.
         gone = [name for name in reversed([*before]) if name not in entries and name in self._own]
         gone = [name for name in gone if self._own[name][1]]
-        # What came back and is gone again was removed on purpose.
-        self._lost = {name: None for name in self._lost if name not in entries}
-        # WSLInterop alone is not all that was there.
         is_any_left = any(entries.get(name) == inode for name, inode in before.items())
+        # WSLInterop alone is not all that was there.
         if is_any_left or all(map(interop.is_ours, before)):
             self._gone.update(dict.fromkeys(gone, now))
+            # What came back and is gone again was removed on purpose.
+            self._lost = {name: None for name in self._lost if name not in before}
             return False
         self._lost.update(dict.fromkeys(gone))
         return True
@@ -172,9 +172,9 @@ class OwnEntries:
         """Bring back what is lost, and learn which entries are own now that all files have been written."""
         self._first_change = 0.0
         self._read_rules()
-        lost = {name: self._known[name] for name in self._lost if name in self._known}
+        lost = {name: self._known[name] for name in self._lost if name in self._known and name not in entries}
         # Until a look has seen that they are there: there may be a wipe before that.
-        self._lost = dict.fromkeys(self._bring_back(lost) if lost else ())
+        self._lost = dict.fromkeys(self._bring_back(lost))
         self._learn(entries, anew=True)
 
     def _learn(self, entries: "dict[str, int]", *, anew: bool = False) -> None:
@@ -199,17 +199,16 @@ class OwnEntries:
     def _bring_back(self, lost: "dict[str, list[tuple[str, bytes]]]") -> "list[str]":
         """Register what is lost, and return the names of what has been."""
         registered = []
-        with table.Lock():
-            for name, candidates in lost.items():
-                rule = candidates[0][1]
-                try:
-                    if not _is_for_this_program(rule):
-                        table.register(rule)
-                        registered.append(name)
-                except FileExistsError:
-                    pass
-                except OSError as e:
-                    self._tell(f"cannot register {name} again: {e.strerror}")
+        for name, candidates in lost.items():
+            _, rule = candidates[0]
+            try:
+                if not _is_for_this_program(rule):
+                    table.register(rule)
+                    registered.append(name)
+            except FileExistsError:
+                pass
+            except OSError as e:
+                self._tell(f"cannot register {name} again: {e.strerror}")
         if registered:
             self._tell(f"own entries were lost: registered {', '.join(registered)} again", repair=True)
         return registered
@@ -231,15 +230,13 @@ class OwnEntries:
 
     def _remove(self, names: "Collection[str]") -> None:
         """Remove own entries, after a mark for distros that have the same rules."""
-        if not names:
-            return
-        with table.Lock():
+        if names:
             table.remove(self.mark)
             table.register(LEAVING_RULE.format(self.mark).encode())
             table.disable(self.mark)
-            for name in names:
-                table.remove(name)
-                self._own.pop(name, None)
+        for name in names:
+            table.remove(name)
+            self._own.pop(name, None)
 
 
 def _is_for_this_program(rule: bytes) -> bool:

@@ -75,8 +75,8 @@ FAULTS = [
     Fault(
         "no mark",
         "own",
-        "table.register(LEAVING_RULE.format(self.mark).encode())\n            table.disable(self.mark)",
-        "pass",
+        "            table.register(LEAVING_RULE.format(self.mark).encode())\n            table.disable(self.mark)\n",
+        "",
     ),
     Fault(
         "a restart is a stop", "own", "if now >= since + SECOND:\n                del", "if True:\n                del"
