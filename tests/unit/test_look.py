@@ -148,6 +148,19 @@ def test_rival_that_takes_none(distro: Distro) -> None:
     assert distro.look()[0] == REPLACED
 
 
+def test_specific_and_disabled(distro: Distro) -> None:
+    """An entry that was disabled while WSLInterop was registered anew is in front of it again when it is enabled."""
+    distro.add(APE)
+    distro.settle()
+    distro.entry("APE").enabled = False
+    distro.add(WINE)
+    distro.settle()
+    assert distro.names == ["WSLInterop", "wine", "APE"]
+    distro.entry("APE").enabled = True
+    distro.settle()
+    assert distro.names == ["APE", "WSLInterop", "wine"]
+
+
 def test_missing(distro: Distro) -> None:
     """It is registered at once after a wipe; where it is gone alone, an override has its time before."""
     distro.add(QEMU)
