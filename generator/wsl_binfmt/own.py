@@ -42,8 +42,8 @@ class OwnEntries:
         # The own entries: inode, whether one is enabled, and its service and rule.
         self._own: "dict[str, tuple[int, bool, tuple[str, bytes]]]" = saved.get("own", {})
         self._first_change = self._last_change = 0.0  # since the table had settled
-        # What comes back when the table has settled; what is gone, with the time, and comes back if a distro leaves.
-        self._lost: "dict[str, None]" = dict.fromkeys(saved.get("lost", ()))
+        # What is gone, with the time: what comes back when the table has settled, and what does so if a distro leaves.
+        self._lost: "dict[str, float]" = {}
         self._gone: "dict[str, float]" = {}
         self._marks: "dict[int, float]" = {}  # inodes, each with the time when it was seen first
         self._invocations: "dict[str, str]" = saved.get("invocations", {})
@@ -58,7 +58,6 @@ class OwnEntries:
         return {
             "entries": {name: inode for name, inode in self._before.items() if name in names},
             "own": {**self._own},
-            "lost": [*self._lost],
             "invocations": {**self._invocations, **dict.fromkeys(self._stopped, "stopped")},
             "ended": {*self._ended},
         }
@@ -85,18 +84,13 @@ class OwnEntries:
         if before == entries and not changed:
             return False
         self._change(now)
-        # The oldest is registered again first.
-        gone = [name for name in reversed([*before]) if name not in entries and name in self._own]
-        gone = [name for name in gone if self._own[name][1]]
         is_any_left = any(entries.get(name) == inode for name, inode in before.items())
         # WSLInterop alone is not all that was there.
-        if is_any_left or all(map(interop.is_ours, before)):
-            self._gone.update(dict.fromkeys(gone, now))
-            # What came back and is gone again was removed on purpose.
-            self._lost = {name: None for name in self._lost if name not in before}
-            return False
-        self._lost.update(dict.fromkeys(gone))
-        return True
+        wiped = not is_any_left and not all(map(interop.is_ours, {**before, **self._own}))
+        gone = {name: now for name, (_, enabled, _) in self._own.items() if enabled and name not in entries}
+        (self._lost if wiped else self._gone).update(gone)
+        self._own = {name: own for name, own in self._own.items() if name in entries}
+        return wiped
 
     def look(self, entries: "dict[str, int]", now: float) -> float:
         """Do what is to be done, after notice() with the same arguments; raises OSError.
@@ -123,7 +117,7 @@ class OwnEntries:
         self._marks = {inode: self._marks.get(inode, now) for inode in marks.values()}
         self._gone = {name: since for name, since in self._gone.items() if now < since + SECOND}
         if self._gone and any(name != self.mark for name in marks):
-            self._lost.update(dict.fromkeys(self._gone))
+            self._lost.update(self._gone)
             self._gone = {}
             self._change(now)
         for name, inode in marks.items():
@@ -165,28 +159,32 @@ class OwnEntries:
         if old:
             self._remove(old)
             # update-binfmts has passed over the name of a rule that has changed.
-            self._lost.update({name: None for name in old if own[name][0]})
+            self._lost.update({name: now for name in old if own[name][0]})
             self._change(now)
 
     def _settle(self, entries: "dict[str, int]") -> None:
         """Bring back what is lost, and learn which entries are own now that all files have been written."""
         self._first_change = 0.0
         self._read_rules()
-        lost = {name: self._known[name] for name in self._lost if name in self._known and name not in entries}
-        # Until a look has seen that they are there: there may be a wipe before that.
-        self._lost = dict.fromkeys(self._bring_back(lost))
         self._learn(entries, anew=True)
+        self._bring_back()
 
     def _learn(self, entries: "dict[str, int]", *, anew: bool = False) -> None:
         """Learn which entries are own; anew: also of those that are known, as they may have been disabled."""
-        self._own = {name: own for name, own in self._own.items() if name in entries}
-        for name in {**self._known, **self._own}:
-            if name in entries and (anew or self._own.get(name, (0,))[0] != entries[name]):
+        learned = {}
+        # The oldest is registered again first.
+        for name in reversed([*entries]):
+            if name not in self._known and name not in self._own:
+                continue
+            own = self._own.get(name)
+            if anew or not own or own[0] != entries[name]:
                 entry, makers = self._makers(name, self._known)
-                if entry and makers:
-                    self._own[name] = entry.inode, entry.enabled, makers[0]
-                elif entry:  # what is gone by now is noticed at the next look
-                    self._own.pop(name, None)
+                own = (entry.inode, entry.enabled, makers[0]) if entry and makers else own if not entry else None
+            if own:
+                learned[name] = own
+        self._own = learned
+        # What came back and is gone again was removed on purpose.
+        self._lost = {name: since for name, since in self._lost.items() if name not in entries}
 
     def _makers(
         self, name: str, known: "dict[str, list[tuple[str, bytes]]]"
@@ -196,22 +194,24 @@ class OwnEntries:
         entry = table.read(name) if candidates else None
         return entry, [own for own in candidates if entry and table.parse_rule(own[1])[1].says() == entry.says()]
 
-    def _bring_back(self, lost: "dict[str, list[tuple[str, bytes]]]") -> "list[str]":
-        """Register what is lost, and return the names of what has been."""
+    def _bring_back(self) -> None:
+        """Register what is lost and has a rule."""
         registered = []
-        for name, candidates in lost.items():
-            _, rule = candidates[0]
+        for name in [name for name in self._lost if name in self._known]:
+            own = self._known[name][0]
             try:
-                if not _is_for_this_program(rule):
-                    table.register(rule)
+                if not _is_for_this_program(own[1]):
+                    table.register(own[1])
+                    # Its inode is learned at the next look.
+                    self._own[name] = 0, True, own
                     registered.append(name)
             except FileExistsError:
                 pass
             except OSError as e:
                 self._tell(f"cannot register {name} again: {e.strerror}")
+        self._lost = {}
         if registered:
             self._tell(f"own entries were lost: registered {', '.join(registered)} again", repair=True)
-        return registered
 
     def leave(self, services: "Collection[str]" = rules.SERVICES) -> None:
         """Remove the own entries of services, which have been stopped or end with the distro; raises OSError.

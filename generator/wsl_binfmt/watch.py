@@ -79,7 +79,7 @@ class Watch:
         try:
             due = self._look(changed=changed)
             # Last: nothing else has to wait where /run is full.
-            if self._own.has_settled() or self._interop.disabled != self._saved.get("disabled"):
+            if self._own.has_settled():
                 self._save()
             self._failure = ""
         except OSError as e:

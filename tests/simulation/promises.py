@@ -205,8 +205,6 @@ class Promises:
             return
         if any(abs(mark - since.time) < 1.2 + self._lateness() for mark in self._marks):
             return
-        if process.started > since.time and any(0 < since.time - wipe < 0.6 for wipe in self._wipes):
-            return  # the watch before was killed before the table had settled
         if since.inode not in process.distro.seen or (
             process.removals_seen.get(entry.name) != since and process.distro.wiped > since.time
         ):
