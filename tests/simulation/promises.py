@@ -456,7 +456,8 @@ class Promises:
         """An entry is there that a rule of this distro makes, and of no other that is up."""
         if any(is_active(distro, service) or service in distro.failed for service in services):
             return
-        if distro.is_up:
+        # Without a watch, a start that failed leaves what it has registered, as systemd runs no ExecStop= then.
+        if distro.is_up or not distro.has_watch:
             ended = max(distro.stopped.get(service, 0.0) for service in services)
             has_watch = watch_of(self._simulation, distro) or not distro.has_watch
             is_known = has_watch and not distro.changed_rules
