@@ -104,7 +104,7 @@ def run(args: List[str]) -> int:
     except restore.RestoreError as e:
         result = command.tell(str(e), FAILS)
     except ImportError as e:
-        result = command.tell(f"this takes Python's module {e.name}: install the package python3 as a whole", UNKNOWN)
+        result = command.tell(f"this needs Python's module {e.name}: install the whole package python3", UNKNOWN)
     except PermissionError:
         result = command.tell(f"may not change {table.DIRECTORY}, run this as root", FAILS)
     except OSError as e:
@@ -144,7 +144,7 @@ def status(options: argparse.Namespace) -> int:
         return WORKS
     if options.source is not None:
         if options.program or options.launch:
-            return command.tell("a report has its own program and launch: give --from alone", USAGE)
+            return command.tell("a report has its own program and launch: give neither with --from", USAGE)
         found_machine = _read_report(options.source)
         if found_machine is None:
             return USAGE

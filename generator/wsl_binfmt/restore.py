@@ -54,7 +54,7 @@ def restore(generator: Any, tell: Callable[[str], object], *, dry_run: bool) -> 
         if dry_run or not writes:
             break
         if time.monotonic() > end:
-            raise RestoreError("another program changes WSLInterop all the time, it is left to that")
+            raise RestoreError("another program changes WSLInterop all the time: giving up")
         time.sleep(0.01)
     if dry_run and os.geteuid() == 0 and gather.is_switched_on_behind_guard() is False:
         tell("the whole table was switched off (echo 0 >status): would be switched on")
