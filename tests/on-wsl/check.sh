@@ -4,7 +4,7 @@
 # package promises. Prints a report, to be pasted into an issue. Needs root, and nothing but what a distro with systemd has.
 #
 # The script asks before it changes anything; with -y it does not ask. It puts back what it has changed, also when it is
-# interrupted. It restarts and stops systemd-binfmt.service, and changes WSLInterop and entries on-wsl-… in the kernel's table.
+# interrupted. It restarts and stops systemd-binfmt.service, and changes WSLInterop and entries on-wsl-* in the kernel's table.
 #   --wipe             also empties the whole table: distros without this package lose their entries until they restart
 #   --second DISTRO    also starts another distro, and ends it with `wsl.exe --terminate`
 # Exit status: 0 no check failed; 1 a check failed; 2 wrong arguments; 3 the checks cannot run in this distro.
@@ -36,7 +36,7 @@ while [ $# -gt 0 ]; do
                 shift
                 ;;
         -h | --help)
-                sed -n '3,/^set -u/s/^# \{0,1\}//p' "$0"
+                sed -n '3,/^# Exit status/s/^# \{0,1\}//p' "$0"
                 exit 0
                 ;;
         *) usage ;;
@@ -152,7 +152,7 @@ put_back() {
 
 ### Where this runs
 
-[ "$(id -u)" = 0 ] || { echo "check.sh: run this as root: sudo $0" >&2; exit 3; }
+[ "$(id -u)" = 0 ] || { echo "check.sh: run this as root: sudo sh $0" >&2; exit 3; }
 if [ ! -d /run/systemd/system ]; then
         echo "check.sh: systemd does not run here: [boot] systemd=true in /etc/wsl.conf" >&2
         exit 3
