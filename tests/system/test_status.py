@@ -288,7 +288,7 @@ CASES = [
     Case("unit-failed", evidence="/usr/lib/binfmt.d/bad.conf:2", files={"/usr/lib/binfmt.d/bad.conf": "#\n:bad:M::\n"}),
     Case(
         "unit-failed",
-        evidence="read-only, by WSL's lock",
+        evidence="read-only, by WSL's guard",
         files={**RULE, **MASKED},
         also=("generator-masked",),
         generation="3.0",
