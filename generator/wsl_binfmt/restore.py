@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`wsl-binfmt restore`: what the watch does for WSLInterop, done by hand."""
+"""`wsl-binfmt restore`: the same repair of WSLInterop as the watch's, by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wsl_binfmt import interop, state, table
 from wsl_binfmt.diagnosis import gather
 
 RESTORE_MAX = 10.0  # seconds
-# As gather.BEHIND_GUARD has it run.
+# A script for gather.BEHIND_GUARD.
 SWITCH_ON = """\
 mount --bind "$0" "$0" || exit
 read -r state <"$0/status"
@@ -22,7 +22,7 @@ echo 1 >"$0/status" && exit 3
 
 
 class RestoreError(Exception):
-    """Why nothing could be restored."""
+    """WSLInterop could not be restored; the text says why."""
 
 
 def restore(generator: Any, tell: Callable[[str], object], *, dry_run: bool) -> None:
