@@ -26,7 +26,7 @@ def run(args: "list[str]") -> int:
         if len(args) == 2 and args[0] == "leave" and args[1] in rules.SERVICES:
             entries = own.OwnEntries({}, log)
             entries.leave(args[1:])
-            if table.registration(entries.mark):
+            if table.read(entries.mark):
                 # This distro has no watch to remove its mark; the watches of other distros have seen it by then.
                 time.sleep(MARK_TIME)
                 table.remove(entries.mark)

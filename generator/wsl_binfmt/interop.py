@@ -76,7 +76,7 @@ def is_rival(entry: table.Entry) -> bool:
 def is_specific(entry: table.Entry) -> bool:
     """Whether an entry is for some files that begin with MZ and are no ordinary Windows programs, as APE's is."""
     is_for_some = entry.may_match(b"MZ") if entry.extension is None else b"." not in entry.extension
-    return entry.enabled and not is_rival(entry) and is_for_some
+    return not is_rival(entry) and is_for_some
 
 
 class Interop:
@@ -91,9 +91,8 @@ class Interop:
         self.inode = inode
         self.disabled = disabled
         self._was_there = False
-        # Since when WSLInterop is gone alone, 0 if it is not; and when it was enabled by hand.
-        self._since = 0.0
-        self._enabled = 0.0
+        # Until when a repair waits, as WSLInterop is gone alone or was enabled by hand.
+        self._until = 0.0
         # Inodes of the entries behind WSLInterop. A specific entry that is not among them belongs in front.
         self._behind: "set[int] | None" = None
         # Inodes of the entries that match no file that begins with MZ: what an entry matches never changes.
@@ -108,24 +107,21 @@ class Interop:
         wsl = table.read(NAME)
         was_disabled = self.disabled
         self._learn_whether_disabled(wsl)
+        if wiped or bool(wsl) != self._was_there:
+            self._until = 0.0 if wiped or wsl else now + PATIENCE
         if was_disabled and not self.disabled:
-            self._enabled = now
-        if wiped or wsl:
-            self._since = 0.0
-        elif self._was_there:
-            self._since = self._since or now
-        self._was_there = wsl is not None
-        due = self._since + PATIENCE if now < self._since + PATIENCE else 0.0
+            self._until = time.monotonic() + PATIENCE
+        self._was_there = bool(wsl)
+        due = self._until if now < self._until else 0.0
         clear: "Writes" = [(table.remove, TEMPORARY)] if TEMPORARY in entries else []
         if self.disabled and wsl:
             return clear + [(table.disable, NAME)] * wsl.enabled, "", 0.0
-        if wsl and now < self._enabled + PATIENCE:
-            return clear, "", self._enabled + PATIENCE
-        if due and self.disabled:
-            return [], "", due
+        if due and (self.disabled or wsl):
+            return clear, "", due
         if self.disabled:
             return [(table.register, PLACEHOLDER), (table.disable, NAME)], MISSING, 0.0
         rivals, specific, misplaced = self._neighbours(entries)
+        # Whether Windows programs go to a temporary entry that is there.
         outranking = {*rivals, *(name for name in entries if entries[name] in (self._behind or ()))} if clear else set()
         is_first = bool(clear) and next(name for name in entries if is_ours(name) or name in outranking) == TEMPORARY
         if wsl is None and due and (is_first or not clear):
@@ -212,7 +208,8 @@ def _again(names: "Iterable[str]") -> "Iterator[tuple[Callable[..., None], objec
     """Register entries anew, as far as that can be done from here."""
     for name in names:
         entry = table.read(name)
-        if entry and posix.access(entry.interpreter, posix.X_OK):
+        # The kernel registers every entry enabled, so that a disabled one is not registered until it is enabled.
+        if entry and entry.enabled and posix.access(entry.interpreter, posix.X_OK):
             try:
                 again = entry.rule(name)
             except ValueError:

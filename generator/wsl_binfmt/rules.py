@@ -32,11 +32,6 @@ def read() -> "dict[str, list[tuple[str, bytes]]]":
     return found
 
 
-def name_in(rule: bytes) -> bytes:
-    """Read the name in a rule: what is between its first two delimiters."""
-    return rule[1:].split(rule[:1], 1)[0]
-
-
 def rules_of_binfmt_d() -> "Iterator[tuple[str, int, bytes]]":
     """Read the rules of binfmt.d(5), the lines that are no comments: file, number of the line, rule."""
     paths: "dict[str, str]" = {}

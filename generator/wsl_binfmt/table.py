@@ -53,18 +53,14 @@ class Entry:
         encoded = name.encode(errors="surrogateescape")
         # The first byte of a rule is its delimiter, and may be any that its texts do not have.
         texts = encoded + self.interpreter + (self.extension or b"")
-        for delimiter in b":|,;!#~^":
-            if delimiter not in texts:
-                break
-        else:
+        delimiter = b":|,;!#~^".translate(None, texts)[:1]
+        if not delimiter or (self.extension, self.magic) == (None, None):
             raise ValueError(f"no rule can register {name!r}")
         if self.extension is not None:
             kind = [b"E", b"", self.extension, b""]
-        elif self.magic is not None:
-            kind = [b"M", b"%d" % self.offset, *(_escape(bits, delimiter) for bits in (self.magic, self.mask or b""))]
         else:
-            raise ValueError(f"nothing is known of the files that {name!r} matches")
-        return bytes([delimiter]) + bytes([delimiter]).join([encoded, *kind, self.interpreter, self.flags])
+            kind = [b"M", b"%d" % self.offset, *(_escape(bits or b"", delimiter) for bits in (self.magic, self.mask))]
+        return delimiter + delimiter.join([encoded, *kind, self.interpreter, self.flags])
 
 
 def parse(text: bytes) -> Entry:
@@ -115,9 +111,9 @@ def _unescape(text: bytes) -> bytes:
     return data
 
 
-def _escape(data: bytes, delimiter: int) -> bytes:
+def _escape(data: bytes, delimiter: bytes) -> bytes:
     r"""Write the bytes of a magic or mask as a rule has them: \xHH for those that would end or mean something."""
-    return b"".join(b"\\x%02x" % byte if byte in (0, ord("\\"), delimiter) else b"%c" % byte for byte in data)
+    return b"".join(b"\\x%02x" % byte if byte in b"\0\\" + delimiter else b"%c" % byte for byte in data)
 
 
 def entries() -> "dict[str, int]":
@@ -128,32 +124,29 @@ def entries() -> "dict[str, int]":
     return {entry.name: entry.inode() for entry in posix.scandir(DIRECTORY) if entry.name not in CONTROLS}
 
 
-def registration(name: str) -> "tuple[bytes, int] | None":
-    """Read the text of an entry's file and its inode, both of one registration; None if there is no such entry."""
-    try:
-        fd = posix.open(f"{DIRECTORY}/{name}", posix.O_RDONLY | posix.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        return posix.read(fd, PAGE_MAX), posix.fstat(fd).st_ino
-    finally:
-        posix.close(fd)
-
-
 def read(name: str) -> "Entry | None":
     """Read an entry; None if there is none."""
-    found = registration(name)
-    if found is None:
+    try:
+        text, inode = _read(name)
+    except FileNotFoundError:
         return None
-    entry = parse(found[0])
-    entry.inode = found[1]
+    entry = parse(text)
+    entry.inode = inode
     return entry
 
 
 def is_switched_on() -> bool:
-    """Whether the table's `status` says that the kernel asks the entries at all."""
-    status = registration("status")
-    return status is None or status[0] != b"disabled\n"
+    """Whether the table's `status` says that the kernel asks the entries at all; raises OSError."""
+    return _read("status")[0] != b"disabled\n"
+
+
+def _read(name: str) -> "tuple[bytes, int]":
+    """Read the text of a file and its inode, both of one registration."""
+    fd = posix.open(f"{DIRECTORY}/{name}", posix.O_RDONLY | posix.O_CLOEXEC)
+    try:
+        return posix.read(fd, PAGE_MAX), posix.fstat(fd).st_ino
+    finally:
+        posix.close(fd)
 
 
 def register(rule: bytes) -> None:

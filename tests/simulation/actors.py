@@ -117,6 +117,7 @@ def start(simulation: Simulation, distro: Distro, service: str) -> Step:
     distro.failed.discard(service)
     yield from link(distro, service, simulation.operations)
     distro.started[service] = simulation.now
+    yield 0.002  # systemd starts the program after that
     program = systemd_binfmt(distro, is_service=True) if service == rules.SYSTEMD_BINFMT else update_binfmts(distro)
     if not (yield from program):
         distro.failed.add(service)

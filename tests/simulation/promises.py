@@ -205,6 +205,8 @@ class Promises:
             return
         if any(abs(mark - since.time) < 1.2 + self._lateness() for mark in self._marks):
             return
+        if process.started > since.time and any(0 < since.time - wipe < 0.6 for wipe in self._wipes):
+            return  # the watch before was killed before the table had settled
         if since.inode not in process.distro.seen or (
             process.removals_seen.get(entry.name) != since and process.distro.wiped > since.time
         ):
@@ -406,7 +408,8 @@ class Promises:
         return {"APE", WSLINTEROP} <= set(names) and names.index("APE") > names.index(WSLINTEROP)
 
     def _quiet_ape(self, there: dict[str, Entry]) -> None:
-        if self._ape and "APE" not in there and not self._wipes:
+        # It is gone for an instant while it is registered anew, which may be refused.
+        if self._ape and "APE" not in there and not self._wipes and not self._missed:
             self._simulation.breaks("APE is gone")
         if self._is_ape_behind(there) and there["APE"].enabled and not self._missed and not self._is_off:
             self._simulation.breaks("all is quiet, and APE is behind WSLInterop")

@@ -118,15 +118,20 @@ def read_rules() -> List[m.Rule]:
     """Read the rules of binfmt.d, and of update-binfmts."""
     found = []
     for path, line, rule in rules.rules_of_binfmt_d():
-        name = os.fsdecode(rules.name_in(rule))
+        name = os.fsdecode(_name_in(rule))
         found.append(m.Rule(path, line, name, os.fsdecode(rule)))
     for rule in rules.rules_of_update_binfmts():
         if rules.RUN_DETECTORS not in rule:
-            name = os.fsdecode(rules.name_in(rule))
+            name = os.fsdecode(_name_in(rule))
             path = f"{rules.UPDATE_BINFMTS}/{name}"
             package = read_file(path).partition("\n")[0]
             found.append(m.Rule(path, 0, name, os.fsdecode(rule), "" if package == ":" else package))
     return [_with_package(rule) if _is_of_interest(rule) else rule for rule in found]
+
+
+def _name_in(rule: bytes) -> bytes:
+    """Read the name in a rule, which the kernel may refuse: what is between its first two delimiters."""
+    return rule[1:].split(rule[:1], 1)[0]
 
 
 def _is_of_interest(rule: m.Rule) -> bool:
