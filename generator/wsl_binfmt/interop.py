@@ -121,9 +121,10 @@ class Interop:
         if self.disabled:
             return [(table.register, PLACEHOLDER), (table.disable, NAME)], MISSING, 0.0
         rivals, specific, misplaced = self._neighbours(entries)
-        # Whether Windows programs go to a temporary entry that is there.
-        outranking = {*rivals, *(name for name in entries if entries[name] in (self._behind or ()))} if clear else set()
-        is_first = bool(clear) and next(name for name in entries if is_ours(name) or name in outranking) == TEMPORARY
+        # Whether Windows programs go to a temporary entry that is there, as soon as WSLInterop is not.
+        outranking = {*(rivals if wsl is None else ()), TEMPORARY}
+        first = (name for name in entries if name in outranking or entries[name] in (self._behind or ()))
+        is_first = bool(clear) and next(first) == TEMPORARY
         if wsl is None and due and (is_first or not clear):
             return [] if is_first else _register(TEMPORARY, specific), "", due
         if wsl is None:

@@ -109,6 +109,7 @@ FAULTS = [
     ),
     Fault("nothing is looked at again", "watch", "default=0.0)", "default=0.0) * 0"),
     Fault("the state is not saved", "watch", "state.save(known)", "pass"),
+    Fault("without a watch, nothing is removed", "command", "entries.leave(args[1:])", "pass", ("stop", "reboot")),
 ]
 
 

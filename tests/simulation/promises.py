@@ -76,7 +76,7 @@ class Promises:
         self._before = list(self._table.entries)
         # At its end, a distro removes its own entries all the same.
         is_touched = isinstance(actor, Process) and actor.looked_from > actor.distro.no_init_since > 0
-        if is_touched and actor.distro and not actor.distro.is_shutdown:
+        if is_touched and actor.distro and actor.distro.has_watch and not actor.distro.is_shutdown:
             self._simulation.breaks(f"{actor.name} writes to the table without an /init")
 
     def after_write(self, actor: Actor, file: Entry | str, data: bytes, failure: OSError | None) -> None:
@@ -460,7 +460,8 @@ class Promises:
             return
         if distro.is_up:
             ended = max(distro.stopped.get(service, 0.0) for service in services)
-            is_known = watch_of(self._simulation, distro) and not distro.changed_rules
+            has_watch = watch_of(self._simulation, distro) or not distro.has_watch
+            is_known = has_watch and not distro.changed_rules
         else:
             ended = distro.leaves
             is_known = distro.ended > self._began and distro.ended_cleanly
