@@ -73,7 +73,7 @@ def update_binfmts(distro: Distro) -> Step:
 
 
 def update_binfmts_disable(distro: Distro) -> Step:
-    """Do as `update-binfmts --disable` does, whoever has registered them."""
+    """Remove entries by their names as `update-binfmts --disable` does, whichever program has registered them."""
     there = yield from names()
     for rule in distro.rules()["binfmt-support.service"]:
         if name_of(rule) in there:

@@ -160,7 +160,7 @@ class Promises:
         elif not self._table.enabled or self._is_off is not False or self._table.refuses:
             self._excuse = True
         if self._was_windows and not is_windows:
-            # A rule of the distro is a rival's: whoever registers it, it is the newest until a watch has looked.
+            # A rule of the distro is a rival's. When a program registers it, it is the newest until a watch has looked.
             is_rule = file == "register" and name not in (WSLINTEROP, TEMPORARY)
             if (
                 is_rule
@@ -293,7 +293,7 @@ class Promises:
         distro.seen |= process.looked_at
 
     def _forget_off(self) -> None:
-        """Nobody is left who knows that WSLInterop was disabled."""
+        """No watch is left that knows that WSLInterop was disabled."""
         wsl = self._table.get(WSLINTEROP)
         if self._is_off and (not wsl or wsl.enabled):
             watches = [

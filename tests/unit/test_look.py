@@ -139,7 +139,7 @@ class Bpf(world.Entry):
 
 
 def test_rival_that_takes_none(distro: Distro) -> None:
-    """An entry that is disabled, or that is not understood as one of kind B, is nobody's rival."""
+    """An entry that is disabled, or that is not understood as one of kind B, is no rival."""
     distro.add(WINE, enabled=False)
     distro.add(b":bpf:E::exe::/usr/bin/x:")
     distro.entries[0].__class__ = Bpf

@@ -164,7 +164,7 @@ def test_extension(extension: bytes) -> None:
     ],
 )
 def test_not_understood(said: bytes) -> None:
-    """An entry whose text is not understood is nobody's rival, and is left where it is."""
+    """An entry whose text is not understood is no rival, and is left where it is."""
     found = table.parse(said)
     assert not interop.is_as_registered(found)
     assert not interop.is_rival(found)
@@ -317,7 +317,7 @@ def test_writing(directory: Path) -> None:
 
 @pytest.mark.usefixtures("directory")
 def test_lock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One at a time has it, and says whether it had to wait; nobody waits for ever."""
+    """One process at a time has the lock, and learns whether it had to wait. No process waits for ever."""
     begun = time.monotonic()
     with table.Lock() as was_free:
         assert was_free is True
