@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command wsl-binfmt: what the units run of it is here, what people run in cli.py."""
+"""The command wsl-binfmt: the actions for units are here, those for users in cli.py."""
 
 import posix
 import sys
@@ -89,5 +89,5 @@ def main() -> None:
         status = 130
     except Exception as e:
         status = tell(f"unexpected {type(e).__name__}, please report it: {e}", 1)
-    # Leaves out the interpreter's own clearing up, a sixth of the time it takes.
+    # Leaves out the interpreter's own clearing up, which takes long.
     posix._exit(status)

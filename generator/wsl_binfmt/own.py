@@ -23,18 +23,18 @@ LEAVING = "wsl-binfmt-leaving-"
 LEAVING_RULE = ":{}:E::distro.leaves::/init:"
 # Links that systemd makes, each to the invocation ID of a unit that is active.
 UNITS = "/run/systemd/units"
-SECOND = 1.0  # how long a mark stays, and how long a service may be down in a restart
+SECOND = 1.0  # how long a mark stays, and how long after its stop a service counts as restarting
 # A program that wiped the table may be about to register entries of the same names, and would fail if they were there.
 QUIET = 0.05  # seconds without a change, after which the table has settled
-QUIET_MAX = 0.5  # seconds after the first change, when it has in any case
-SAVED_MAX = 100  # entries, besides the own ones, that the next watch tells a wipe by
+QUIET_MAX = 0.5  # seconds after the first change, after which it counts as settled in any case
+SAVED_MAX = 100  # other entries that are saved, so that the next watch can tell a wipe
 
 
 class OwnEntries:
     """What a watch knows of the own entries, from one look at the table to the next."""
 
     def __init__(self, saved: "dict[str, Any]", tell: "Callable[..., object]") -> None:
-        """Begin with what an earlier watch has saved. tell: tells people of a message."""
+        """Begin with what an earlier watch has saved. tell: reports a message to the user."""
         self._tell = tell
         # All distros have different PID namespaces.
         self.mark = f"{LEAVING}{posix.stat('/proc/self/ns/pid').st_ino}"
@@ -42,7 +42,8 @@ class OwnEntries:
         # The own entries: inode, whether one is enabled, and its service and rule.
         self._own: "dict[str, tuple[int, bool, tuple[str, bytes]]]" = saved.get("own", {})
         self._first_change = self._last_change = 0.0  # since the table had settled
-        # What is gone, with the time: what comes back when the table has settled, and what does so if a distro leaves.
+        # Entries to register when the table has settled. Entries that were removed, to register if another distro
+        # leaves. Both with the time.
         self._lost: "dict[str, float]" = {}
         self._gone: "dict[str, float]" = {}
         self._marks: "dict[int, float]" = {}  # inodes, each with the time when it was seen first
@@ -85,7 +86,7 @@ class OwnEntries:
             return False
         self._change(now)
         is_any_left = any(entries.get(name) == inode for name, inode in before.items())
-        # WSLInterop alone is not all that was there.
+        # If there was only WSLInterop, its loss is not a wipe.
         wiped = not is_any_left and not all(map(interop.is_ours, {**before, **self._own}))
         gone = {name: now for name, (_, enabled, _) in self._own.items() if enabled and name not in entries}
         (self._lost if wiped else self._gone).update(gone)
@@ -98,8 +99,8 @@ class OwnEntries:
         Returns when to look again although nothing changes; 0 for never.
         """
         self._look_at_marks(entries, now)
-        self._look_at_services(now)
         self._learn(entries)
+        self._look_at_services(now)
         settles = min(self._last_change + QUIET, self._first_change + QUIET_MAX) if self._first_change else 0.0
         if settles and now >= settles:
             self._settle(entries)
@@ -112,7 +113,7 @@ class OwnEntries:
         self._last_change = now
 
     def _look_at_marks(self, entries: "dict[str, int]", now: float) -> None:
-        """Have come back what a distro that leaves has removed; remove its mark a second later."""
+        """Mark for registration what a leaving distro has removed. Remove its mark after a second."""
         marks = {name: inode for name, inode in entries.items() if name.startswith(LEAVING)}
         self._marks = {inode: self._marks.get(inode, now) for inode in marks.values()}
         self._gone = {name: since for name, since in self._gone.items() if now < since + SECOND}
@@ -140,26 +141,24 @@ class OwnEntries:
         for service, since in [*self._stopped.items()]:
             if now >= since + SECOND:
                 del self._stopped[service]
-                # A start that failed has registered what is beside the rule that the kernel refused.
+                # A failed start has registered all rules but the refused one.
                 if not _has_failed(service):
                     self._ended.add(service)
                     self.leave([service])
 
     def _read_rules(self) -> None:
-        """Read the rules, but for those of services that have ended."""
+        """Read the rules, without those of services that have ended."""
         known = {name: [own for own in made if own[0] not in self._ended] for name, made in rules.read().items()}
         self._known = {name: made for name, made in known.items() if made}
 
     def _remove_old(self, service: str, now: float) -> None:
         """Remove the own entries whose rule a service has no more."""
-        own = {name: (enabled, rule) for name, (_, enabled, rule) in self._own.items() if rule[0] == service}
-        old = [name for name, (_, rule) in own.items() if rule not in self._known.get(name, [])]
-        # Another distro may have registered an entry of that name since.
-        old = [name for name in old if self._makers(name, {})[1]]
+        own = {name: entry for name, entry in self._own.items() if entry[2][0] == service}
+        old = {name: entry for name, entry in own.items() if entry[2] not in self._known.get(name, [])}
         if old:
-            self._remove(old)
+            self._remove({name: inode for name, (inode, _, _) in old.items()})
             # update-binfmts has passed over the name of a rule that has changed.
-            self._lost.update({name: now for name in old if own[name][0]})
+            self._lost.update({name: now for name, (_, enabled, _) in old.items() if enabled})
             self._change(now)
 
     def _settle(self, entries: "dict[str, int]") -> None:
@@ -183,7 +182,7 @@ class OwnEntries:
             if own:
                 learned[name] = own
         self._own = learned
-        # What came back and is gone again was removed on purpose.
+        # An entry that was registered again and then removed was removed on purpose.
         self._lost = {name: since for name, since in self._lost.items() if name not in entries}
 
     def _makers(
@@ -216,26 +215,26 @@ class OwnEntries:
     def leave(self, services: "Collection[str]" = rules.SERVICES) -> None:
         """Remove the own entries of services, which have been stopped or end with the distro; raises OSError.
 
-        Another distro with the same rules has its own back, as the mark is there first.
+        Another distro with the same rules registers its own entries again, as it sees the mark.
         """
         known = rules.read()
-        leaving = []
-        for name in table.entries():
+        leaving = {}
+        for name, inode in table.entries().items():
             makers = {service for service, _ in self._makers(name, known)[1]}
             # The other service has such a rule as well, and is active.
             is_kept = any(self._invocations.get(service) for service in makers.difference(services))
             if makers.intersection(services) and not is_kept:
-                leaving.append(name)
+                leaving[name] = inode
         self._remove(leaving)
 
-    def _remove(self, names: "Collection[str]") -> None:
+    def _remove(self, inodes: "dict[str, int]") -> None:
         """Remove own entries, after a mark for distros that have the same rules."""
-        if names:
+        if inodes:
             table.remove(self.mark)
             table.register(LEAVING_RULE.format(self.mark).encode())
             table.disable(self.mark)
-        for name in names:
-            table.remove(name)
+        for name, inode in inodes.items():
+            table.remove(name, inode)
             self._own.pop(name, None)
 
 

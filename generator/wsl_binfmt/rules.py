@@ -39,7 +39,7 @@ def rules_of_binfmt_d() -> "Iterator[tuple[str, int, bytes]]":
         for file in _listdir(directory):
             if file.endswith(".conf") and file[0] != ".":
                 paths.setdefault(file, f"{directory}/{file}")
-    # By the names of the files, in whichever directory they are.
+    # Sorted by file name, whatever the directory.
     for _, path in sorted(paths.items()):
         for number, line in enumerate(_read(path).replace(b"\0", b"\n").splitlines(), 1):
             # Not a form feed, which strip() takes away as well: systemd has it as part of the rule.

@@ -4,7 +4,7 @@
 Kernel: Documentation/admin-guide/binfmt-misc.rst and fs/binfmt_misc.c.
 """
 
-# `os` would cost as much time as everything that is done here.
+# Importing `os` takes long.
 import fcntl
 import posix
 import time
@@ -13,14 +13,14 @@ DIRECTORY = "/proc/sys/fs/binfmt_misc"
 # Everything else in the directory is an entry.
 CONTROLS = frozenset(("register", "status"))
 PAGE_MAX = 1 << 16  # bytes: the file of an entry is one page at most
-# Whoever has the lock needs less than a millisecond; only a stopped process takes longer.
+# A process holds the lock for less than a millisecond, unless it is stopped.
 LOCK_MAX = 0.5  # seconds
 
 
 class Entry:
     """What a rule registers: which files it matches, and what runs them."""
 
-    # Named as the kernel's documentation names them. With neither magic nor extension, nothing is known of the files.
+    # The names are the kernel's. With neither magic nor extension, nothing is known of the files.
     enabled = True
     interpreter = flags = b""
     offset = 0  # of the magic in the file, in bytes
@@ -119,7 +119,7 @@ def _escape(data: bytes, delimiter: bytes) -> bytes:
 def entries() -> "dict[str, int]":
     """List the entries with their inodes, the newest first: the order in which the kernel asks them.
 
-    Each registration has another inode, as long as get_next_ino() of the kernel has not come round, at 2^32.
+    Each registration has another inode, until the 32-bit counter of the kernel's get_next_ino() wraps.
     """
     return {entry.name: entry.inode() for entry in posix.scandir(DIRECTORY) if entry.name not in CONTROLS}
 
@@ -154,10 +154,10 @@ def register(rule: bytes) -> None:
     _write("register", rule)
 
 
-def remove(name: str) -> None:
-    """Remove an entry, if there is one."""
+def remove(name: str, inode: int = 0) -> None:
+    """Remove an entry, if there is one; with an inode, only that registration of the name."""
     try:
-        _write(name, b"-1")
+        _write(name, b"-1", inode)
     except FileNotFoundError:
         pass
 
@@ -167,10 +167,11 @@ def disable(name: str) -> None:
     _write(name, b"0")
 
 
-def _write(name: str, data: bytes) -> None:
+def _write(name: str, data: bytes, inode: int = 0) -> None:
     fd = posix.open(f"{DIRECTORY}/{name}", posix.O_WRONLY | posix.O_CLOEXEC)
     try:
-        posix.write(fd, data)
+        if inode in (0, posix.fstat(fd).st_ino):
+            posix.write(fd, data)
     finally:
         posix.close(fd)
 
@@ -198,5 +199,5 @@ class Lock:
         return was_free
 
     def __exit__(self, *_: object) -> None:
-        """Give it back."""
+        """Release the lock."""
         posix.close(self._fd)

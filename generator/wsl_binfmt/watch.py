@@ -28,7 +28,7 @@ class Watch:
     """A loop that loses no change: one that happens during a look leaves a signal pending, which ends the wait."""
 
     def __init__(self, tell: "Callable[..., object]") -> None:
-        """tell: tells people of a message."""
+        """tell: reports a message to the user."""
         self._tell = tell
         self._saved = state.load()
         self._interop = interop.Interop(self._saved.get("inode", 0), disabled=self._saved.get("disabled", False))
@@ -58,7 +58,7 @@ class Watch:
                 self._polls = True
         received, due = int(signal.SIGIO), 0.0
         while received != signal.SIGTERM:
-            # Most units that start and stop are no business of the watch's.
+            # Most units that start and stop do not concern the watch.
             if received != signal.SIGUSR1 or self._own.services_have_changed():
                 due = self.look(changed=received == signal.SIGIO, reloaded=received == signal.SIGHUP)
             if self._failure or not 0 < self._repairs_in_a_row <= IN_A_ROW_MAX:
@@ -67,7 +67,7 @@ class Watch:
         self._leave()
 
     def look(self, *, changed: bool = True, reloaded: bool = False) -> float:
-        """Look at the table once, do what is to be done, and survive what the kernel refuses.
+        """Look at the table once, do what is to be done, and report what the kernel refuses.
 
         changed: whether the table has changed, or may have. reloaded: whether a
         service was. Returns when to look again although nothing changes, as
@@ -78,7 +78,7 @@ class Watch:
             self._own.reload()
         try:
             due = self._look(changed=changed)
-            # Last: nothing else has to wait where /run is full.
+            # The file is saved last, as /run may be full.
             if self._own.has_settled():
                 self._save()
             self._failure = ""
@@ -107,7 +107,7 @@ class Watch:
             if fault:
                 self._tell(f"{fault}: restored", repair=True)
             self._repairs_in_a_row += 1
-            # A program that undoes each repair must not have the machine busy with it.
+            # A program that undoes each repair must not keep the processor busy.
             return now + (0.1 if self._repairs_in_a_row > IN_A_ROW_MAX else 0.0)
         self._repairs_in_a_row = 0
         self._look_at_status()
@@ -136,7 +136,7 @@ class Watch:
             due = min(due or poll, poll)
         if not due:
             return signal.sigwait(SIGNALS)
-        # Our own repair is a change as well, of which SIGIO tells: it must not end a wait that is to slow us down.
+        # The watch's own repair raises SIGIO, which must not end this wait.
         signals = SIGNALS - {signal.SIGIO} if self._repairs_in_a_row > IN_A_ROW_MAX else SIGNALS
         received = signal.sigtimedwait(signals, max(0.0, due - time.monotonic()))
         return received.si_signo if received else 0

@@ -59,9 +59,11 @@ class Table(world.Table):
     def _read(self, name: str) -> tuple[bytes, int]:
         return self.read(file := self.open(name)), getattr(file, "inode", 1)
 
-    def _write(self, name: str, data: bytes) -> None:
-        self.writes.append((name, data))
-        self.write(self.open(name), data)
+    def _write(self, name: str, data: bytes, inode: int = 0) -> None:
+        entry = self.get(name)
+        if not entry or inode in (0, entry.inode):
+            self.writes.append((name, data))
+            self.write(self.open(name), data)
 
 
 class _NoLock:

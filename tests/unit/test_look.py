@@ -226,7 +226,7 @@ def test_disabled_during_a_repair(distro: Distro, monkeypatch: pytest.MonkeyPatc
     distro.add(WINE)
     register = distro._write
 
-    def disable_then(name: str, data: bytes) -> None:
+    def disable_then(name: str, data: bytes, _inode: int = 0) -> None:
         register(name, data)
         distro.entry("WSLInterop").enabled = False
 
