@@ -130,9 +130,9 @@ def start(simulation: Simulation, distro: Distro, service: str) -> Step:
 def stop(simulation: Simulation, distro: Distro, service: str) -> Step:
     """Stop a service."""
     if is_active(distro, service):
-        stopped = simulation.now
+        left = 0.0
         if distro.protected and not distro.has_watch:
-            yield from leave(simulation, distro, service)
+            left = yield from leave(simulation, distro, service)
         if not distro.protected and distro.generation != "2.6":
             if service == rules.SYSTEMD_BINFMT:
                 yield from wipe(distro)
@@ -142,20 +142,21 @@ def stop(simulation: Simulation, distro: Distro, service: str) -> Step:
         process = watch_of(simulation, distro)
         # One that has not seen the start cannot see the stop.
         is_known = process and process.looked > distro.started.get(service, 0.0)
-        distro.stopped[service] = simulation.now if is_known else 0.0 if distro.has_watch else stopped
+        distro.stopped[service] = simulation.now if is_known else left
 
 
 def leave(simulation: Simulation, distro: Distro, service: str) -> Step:
-    """Do as `wsl-binfmt leave` does, where there is no watch."""
+    """Do as `wsl-binfmt leave` does, where there is no watch; returns when, or 0 if that failed."""
     distro.watches += 1
-    name = f"leave {distro.name}{distro.watches}"
+    name, began, status = f"leave {distro.name}{distro.watches}", simulation.now, [1]
 
     def main() -> None:
-        command.run(["leave", service])
+        status[:] = [command.run(["leave", service])]
 
     process = simulation.start_process(name, distro, main)
     while not process.has_ended:
         yield 0.001
+    return 0.0 if status[0] else began
 
 
 def restart(simulation: Simulation, distro: Distro, service: str) -> Step:
