@@ -117,7 +117,8 @@ class Interop:
         if self.disabled and wsl:
             return clear + [(table.disable, NAME)] * wsl.enabled, "", 0.0
         if due and (self.disabled or wsl):
-            return clear, "", due
+            # A watch of another distro may have registered the temporary entry, as it knows of an `echo 1`.
+            return clear if wsl else [], "", due
         if self.disabled:
             return [(table.register, PLACEHOLDER), (table.disable, NAME)], MISSING, 0.0
         rivals, specific, misplaced = self._neighbours(entries)
