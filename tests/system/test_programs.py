@@ -66,7 +66,7 @@ def test_a_drive_with_a_mask(vm: Vm, boot: Boot, options: str) -> None:
     for user in USERS:
         answer = status(distro, NOTEPAD, user=user, around=around)
         assert (answer.code, answer.ids) == (FAILS, ["exe-not-executable", "settings-pending"])
-        assert "counts after" in answer.said["problems"][0]["advice"]
+        assert "takes effect after" in answer.said["problems"][0]["advice"]
     # The distro starts again.
     distro.shell(f"touch -d '1 hour ago' {WSL_CONF}")
     options = distro.path(WSL_CONF).read_text().split('"')[1]

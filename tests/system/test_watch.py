@@ -141,8 +141,9 @@ def late_boot(seconds: float) -> dict[str, str]:
 def test_losses_while_booting(vm: Vm, boot: Boot) -> None:
     """A rival does not wait for sysinit.target, nor do own entries that have just been registered."""
     distro = boot(vm, files={**OURS, **late_boot(3)}, wait=False)
-    eventually(lambda: "ours" in vm.names())
-    time.sleep(0.5)
+    # The watch has looked.
+    eventually(distro.path("/run/wsl-binfmt/state").exists)
+    assert "ours" in vm.names()
     vm.write("status", "-1")
     eventually(lambda: right(vm))
     vm.write("register", RIVAL)

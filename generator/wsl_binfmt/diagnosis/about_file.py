@@ -41,10 +41,10 @@ from wsl_binfmt.diagnosis.problems import (
 def not_in_path(machine: m.Machine) -> Iterator[Found]:
     """Windows has the program, and it is not in PATH.
 
-    WSL adds the folders of Windows to PATH, unless `appendWindowsPath=false`
-    under [interop] in /etc/wsl.conf says otherwise. A profile, sudo or a service
-    may set PATH anew without them. Linux needs the whole name, with its ".exe",
-    and does not look into the current directory, as Windows does.
+    WSL adds the folders of Windows to PATH, unless `appendWindowsPath=false` is
+    under [interop] in /etc/wsl.conf. A profile, sudo or a service may set PATH
+    without them. Linux needs the whole name of the program, with ".exe", and does
+    not look into the current directory, as Windows does.
 
     Add the folder to PATH, or call the program by its whole path.
     """
@@ -64,9 +64,9 @@ def not_in_path(machine: m.Machine) -> Iterator[Found]:
     advice, needs_restart = "", False
     if off and off.value.lower() in ("false", "0"):
         evidence.append(f"{at_line(off.line)}: appendWindowsPath=false in [interop]")
-        advice = f"Or remove that line: {edit(WSL_CONF, off.line)}; it counts from the next start of the distro on."
+        advice = f"Or remove that line: {edit(WSL_CONF, off.line)}; it takes effect when the distro starts again."
         if is_pending(machine):
-            evidence.append(f"{WSL_CONF} has changed since this distro has started")
+            evidence.append(f"{WSL_CONF} has changed since this distro started")
     elif machine.session.has_sudo:
         evidence.append("sudo sets PATH anew: secure_path in /etc/sudoers")
     elif not any("/Windows" in each for each in machine.session.path):
@@ -109,12 +109,12 @@ def _not_on_a_drive(machine: m.Machine, program: m.Program) -> Iterator[Found]:
 def exe_not_executable(machine: m.Machine) -> Iterator[Found]:
     """The file cannot be executed.
 
-    The table is not what fails. Drives of Windows take their modes from the
-    options fmask, umask and metadata under [automount] in /etc/wsl.conf, or from
-    what Windows lets you do.
+    The table is not what fails. On a drive of Windows, the modes of files come
+    from the options fmask, umask and metadata under [automount] in
+    /etc/wsl.conf, or from the permissions that Windows has.
 
-    Give it the right to be executed; on a drive of Windows, where that right is
-    taken away.
+    Make the file executable with chmod. On a drive of Windows, change the option
+    or the permission that takes the right away.
     """
     program = machine.program
     if program is None or is_alias(machine):
@@ -178,7 +178,7 @@ def _on_a_drive(machine: m.Machine, program: m.Program, mount: m.Mount) -> Found
             fix = f"sudo sed -i '{line.line}s/\\({names}\\)=[0-7]*/\\1=022/g' {WSL_CONF}"
             return Found([*evidence, f"{at_line(line.line)}: options={line.value}"], fix, needs_restart=True)
         if is_pending(machine):
-            advice = f"{WSL_CONF} has changed since this distro has started, and counts after {TERMINATE}."
+            advice = f"{WSL_CONF} has changed since this distro started: the change takes effect after {TERMINATE}."
             return Found(evidence, advice=advice)
         return Found(evidence, advice="Remove it where that mount is made: in /etc/fstab, or by a mount command.")
     if "metadata" in options and not _lets_all_execute(program):
@@ -192,10 +192,12 @@ def exe_not_for_default_user(machine: m.Machine) -> Iterator[Found]:
     """Windows may not read the program: it ends with "Permission denied".
 
     Windows opens a program in the Linux file system as the distro's default
-    user, whoever runs it. That user is `default=` under [user] in /etc/wsl.conf,
-    or else as a rule the one with the number 1000.
+    user, no matter which user runs it. `default=` under [user] in /etc/wsl.conf
+    names the default user. Without it, that is usually the user with the number
+    1000.
 
-    Move the program where that user may read it, such as to /usr/local/bin.
+    Move the program to a place where the default user may read it, such as
+    /usr/local/bin.
     """
     program = machine.program
     if program is None or not program.may_execute or not subject.of(machine).is_for_windows:
@@ -218,9 +220,10 @@ def exe_not_for_default_user(machine: m.Machine) -> Iterator[Found]:
 def app_execution_alias(machine: m.Machine) -> Iterator[Found]:
     """The file is an app execution alias of Windows, which Linux sees as empty.
 
-    Programs of the Microsoft Store, such as python.exe and wt.exe, are below
-    Microsoft/WindowsApps as links that only Windows understands. Start it by
-    cmd.exe.
+    Programs of the Microsoft Store, such as python.exe and wt.exe, are links
+    below Microsoft/WindowsApps that only Windows understands.
+
+    Start the program by `cmd.exe /c NAME`.
     """
     if is_alias(machine):
         path = os.path.join(machine.session.cwd.path, machine.program.place.path if machine.program else "")

@@ -46,13 +46,13 @@ OPENERS = {
 
 @problem(ERROR, FILE)
 def interpreter_missing(machine: m.Machine) -> Iterator[Found]:
-    """What is to run the file is not there.
+    """The interpreter of the file is missing.
 
     A script names its interpreter in its first line, an entry of the table names
-    one, and an ELF file names a loader. The kernel then says "No such file or
-    directory", although the file is there.
+    one, and an ELF file names a loader. If the interpreter is missing, the kernel
+    says "No such file or directory", although the file is there.
 
-    Install what is named, or mend the line that names it.
+    Install the interpreter, or correct the line that names it.
     """
     program = machine.program
     if program is None:
@@ -84,7 +84,7 @@ def _without(evidence: List[str], interpreter: str, state: str, otherwise: str =
     evidence = [*evidence[:-1], f"{evidence[-1]}: {said_of(state)}"]
     if state == m.NOT_EXECUTABLE:
         advice = f"Make {interpreter} executable, or name another program."
-        return Found(evidence, advice=advice, summary="What is to run the file may not be executed.")
+        return Found(evidence, advice=advice, summary="The interpreter of the file may not be executed.")
     if " " in interpreter:
         return Found(evidence, advice="env takes the rest of the line for one name; `env -S` splits it.")
     package = LOADERS.get(os.path.basename(interpreter))
@@ -148,7 +148,8 @@ def rule_not_registered(machine: m.Machine) -> Iterator[Found]:
     be masked, or skipped by a condition, or have failed; or an administrator or
     a container has removed the entry since.
 
-    Restart that service, once nothing keeps it from registering.
+    Mend what keeps the service from registering the rule, and restart the
+    service.
     """
     rule = _rule(machine) if _is_asked(machine) and not _candidates(machine) else None
     if rule is None:
@@ -191,10 +192,10 @@ def nothing_runs_it(machine: m.Machine) -> Iterator[Found]:
     """Nothing on this machine runs such a file.
 
     The kernel runs programs for its own processor, and scripts whose first line
-    names an interpreter. For all others there has to be an entry in the table,
-    such as those of an emulator.
+    names an interpreter. Any other file needs an entry in the table. Emulators
+    bring such entries.
 
-    For a program of another processor, install an emulator.
+    For a program for another processor, install an emulator.
     """
     program = machine.program
     about = subject.of(machine)
@@ -234,10 +235,10 @@ def nothing_runs_it(machine: m.Machine) -> Iterator[Found]:
 def launch_failed(machine: m.Machine) -> Iterator[Found]:
     """The program was launched, and did not start.
 
-    The launch says which layer failed: the file, the table, the interpreter, or
-    Windows, which is all behind /init; what was said; and what that means.
+    The evidence is the layer that failed, and the message. The layers are the
+    file, the table, the interpreter, and Windows with /init.
 
-    The meaning of each message is given with it.
+    The sentence below the evidence says what the message means.
     """
     outcome = launch.outcome(machine)
     if outcome and outcome.started is False:
