@@ -119,6 +119,13 @@ def test_nothing_is_known() -> None:
         ({"system": {"native": "x"}}, "hexadecimal"),
         ({"table": {"entries": [{"magic": "4d5"}]}}, "hexadecimal"),
         ({"program": {"start": "4d 5g"}}, "hexadecimal"),
+        ({"system": {"native": "4d5"}, "program": {"start": "a"}}, "hexadecimal"),
+        ({"table": {"entries": [{"magic": "4d5a", "mask": "ff"}]}}, "not of the same length"),
+        ({"table": {"entries": [{"since": float("nan")}]}}, "since is nan"),
+        ({"protection": {"watch": {"since": 1e18}}}, r"since is 1e\+18"),
+        ({"system": {"started": 10**400}}, "started is 1000"),
+        ({"session": {"uid": -(10**30)}}, "uid is -1000"),
+        ({"launch": {"errno": 2**31}}, "errno is 2147483648"),
     ],
 )
 def test_what_is_no_report(plain: Any, message: str) -> None:
@@ -140,7 +147,10 @@ def test_hostile_names(name: str, interpreter: str) -> None:
     """Whatever an entry is called, the text is harmless and the JSON valid, in any locale."""
     entry = m.Entry(name, interpreter=interpreter, flags="\udcff", magic="4d5a")
     base = healthy()
-    machine = base._replace(table=base.table._replace(entries=[entry, *(base.table.entries or [])]))
+    machine = base._replace(
+        table=base.table._replace(entries=[entry, *(base.table.entries or [])]),
+        protection=base.protection._replace(units={name: m.Unit(fragment=interpreter)}),
+    )
     found = conclude.conclude(machine)
     assert all(line.isprintable() for line in tell.as_text(machine, found, tell.Paint(), verbose=True).splitlines())
     assert json.loads(json.dumps(tell.as_plain(machine, found)).encode("ascii"))

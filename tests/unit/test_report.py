@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -93,6 +95,21 @@ def test_a_report_of_another_machine(capfd: pytest.CaptureFixture[str], tmp_path
         assert answer["version"] == 1
         assert answer["works"] is False
         assert all(each["id"] in expected for each in answer["problems"])
+
+
+@pytest.mark.usefixtures("this_machine")
+def test_a_report_that_cannot_be_printed(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is longer than what Python holds back, and is not what changes the table."""
+    with contextlib.suppress(OSError), open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert command.run(["report", "-"]) == 1
+    assert capfd.readouterr().err == "wsl-binfmt: cannot write to standard output: No space left on device\n"
+
+
+def test_a_report_from_windows(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """An editor of Windows has put a byte order mark before it."""
+    (tmp_path / "x").write_text(json.dumps(machines.plain("wine")), encoding="utf-8-sig")
+    assert run(capfd, "status", "--from", str(tmp_path / "x"))[0] == 1
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 9}', '{"x": 1}', "[" * 100_000, '"\\ud800"'])

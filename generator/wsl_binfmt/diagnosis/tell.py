@@ -112,8 +112,8 @@ def _protection(machine: m.Machine, paint: Paint, verbose: bool) -> List[str]:
         for setting in machine.conf.settings:
             lines.append(f"  {'setting':15} /etc/wsl.conf:{setting.line}: {safe(setting.name)}={safe(setting.value)}")
         for name, properties in (machine.protection.units or {}).items():
-            lines += [f"  {'unit':15} {name}: {safe(properties.fragment)}"] * bool(properties.fragment)
-            lines += [f"  {'drop-in':15} {name}: {safe(each.path)}" for each in properties.drop_ins]
+            lines += [f"  {'unit':15} {safe(name)}: {safe(properties.fragment)}"] * bool(properties.fragment)
+            lines += [f"  {'drop-in':15} {safe(name)}: {safe(each.path)}" for each in properties.drop_ins]
     return lines
 
 
