@@ -72,7 +72,7 @@ def _answer(found: Diagnosis, paint: Paint) -> str:
     }[found.works]
     if found.is_elsewhere:
         mark, colour, text = "·", "faint", "This is for WSL distros."
-    elif "interop-off" in found.ids:
+    elif found.is_off:
         text = f"{name} {negated} here, as /etc/wsl.conf says."
     elif "wrong-flags" in found.ids and found.works is False:
         text = f"{name} {verb} here without the first argument."
