@@ -43,7 +43,8 @@ def with_entries(*entries: dict[str, Any]) -> m.Machine:
         ({"magic": "4d5a", "enabled": False}, True, False),
         ({"magic": "7f454c46"}, True, False),
         ({}, True, False),  # not understood
-        ({"magic": "4d5a", "interpreter": "/init"}, True, False),
+        ({"magic": "4d5a", "interpreter": "/init"}, False, False),  # lacks P
+        ({"magic": "4d5a", "interpreter": "/init", "flags": "P"}, True, False),
     ],
 )
 def test_rivals(rival: dict[str, Any], works: bool, names: bool) -> None:
@@ -240,6 +241,7 @@ def test_settings_that_wsl_does_not_know(name: str, value: str, part: str) -> No
             "current directory",
         ),
         ("<3>WSL (12) ERROR: CreateProcessEntryCommon:334: getpwuid(0) failed 2", "/etc/passwd"),
+        ("<3>WSL (12 - Relay) ERROR: CreateProcessCommon:640: execvpe(/bin/zsh) failed 2", "shell in /etc/passwd"),
         ("<3>WSL (12) ERROR: CreateProcessParseCommon:711: Failed to translate C:\\x", "Windows path"),
         ("<3>WSL (12) ERROR: SomethingNew:1: failed 7", "errno(3)"),
         ("/mnt/c/x.exe: Invalid argument", "default user"),
