@@ -97,6 +97,7 @@ class System(NamedTuple):
     has_systemd: bool = False
     init: str = ""  # name of PID 1's program
     sbin_init: str = THERE
+    systemd: str = THERE  # whether it is installed
     started: Optional[float] = None  # when PID 1 was, in seconds since 1970
     own_user_namespace: bool = False
     native: str = ""  # how programs of this machine begin, in hexadecimal digits
