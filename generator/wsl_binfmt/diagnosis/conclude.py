@@ -181,5 +181,7 @@ def _not_checked(machine: m.Machine, about: subject.Subject) -> Iterator[str]:
     chosen = about_session.chosen_socket(machine)
     if chosen and chosen.is_listening is None:
         yield f"whether something listens at {chosen.path}: this user may not connect to it, or it does not answer"
-    if is_pending(machine) and machine.conf.interop:
+    if machine.session.cwd.state == m.MAY_NOT_LOOK:
+        yield "whether Windows may enter the current directory: this user may not look there"
+    if is_pending(machine):
         yield "whether Windows programs were switched off when this distro started: /etc/wsl.conf has changed since"
