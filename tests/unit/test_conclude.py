@@ -192,7 +192,7 @@ def test_fixes_can_be_pasted() -> None:
 
     assert fix("x;$(touch y)") == f"echo -1 | sudo tee '{table.DIRECTORY}/x;$(touch y)'"
     assert fix("it's") == f"""echo -1 | sudo tee '{table.DIRECTORY}/it'"'"'s'"""
-    for name in "x\033[2J", "x" * 350, "x\udcff":
+    for name in "x\033[2J", "x" * 450, "x\udcff":
         assert fix(name) is None
 
 

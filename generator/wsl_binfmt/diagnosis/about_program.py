@@ -301,7 +301,7 @@ def rule_not_registered(machine: m.Machine) -> Iterator[Found]:
         fix = f"sudo systemctl unmask {SERVICE} && {RESTART}"
     elif rule.line and guilty:
         evidence.append(f"{SERVICE} was skipped, by {guilty[0].path}")
-        fix = lift(guilty[0])
+        fix = lift(guilty)
     elif rule.line and service.active == "failed":
         evidence.append(f"{SERVICE} has failed, see unit-failed")
     elif rule.line:

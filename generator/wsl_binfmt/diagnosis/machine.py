@@ -69,9 +69,10 @@ class Rule(NamedTuple):
     def entry(self) -> Optional[table.Entry]:
         """Make the entry; None if the kernel would refuse the rule."""
         try:
-            return table.parse_rule(os.fsencode(self.text))[1]
+            entry = table.parse_rule(os.fsencode(self.text))[1]
         except ValueError:
             return None
+        return entry if entry.interpreter and b"" not in (entry.magic, entry.extension) else None
 
 
 class Table(NamedTuple):
