@@ -157,6 +157,12 @@ def test_hostile_names(name: str, interpreter: str) -> None:
     assert json.loads(json.dumps(tell.as_plain(machine, found)).encode("ascii"))
 
 
+def test_a_hostile_state() -> None:
+    """What the kernel said of a directory is not sent to the terminal as it is either."""
+    machine = healthy(session={"wsl_interop": "", "run_wsl": "\033[2J"})
+    assert "\033" not in tell.as_text(machine, conclude.conclude(machine), tell.Paint())
+
+
 def test_a_huge_entry() -> None:
     """64 KiB are not all shown."""
     machine = with_entries({"name": "big", "interpreter": "/" + "x" * 65536, "magic": "4d5a"}, WSL)

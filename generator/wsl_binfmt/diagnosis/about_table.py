@@ -162,14 +162,14 @@ def foreign_interpreter(machine: m.Machine) -> Iterator[Found]:
     entry = wsl(machine)
     if not entry or not entry.enabled or interop.handles_windows(entry.kernel()):
         return
-    others = [other for other in machine.table.entries or [] if handles_windows(other)]
-    fix = RESTORE if can_change(machine) else None
     if entry.interpreter == interop.INIT:
         evidence = [f"{entry_path(entry.name)} matches {_pattern(entry)}"]
-        yield Found(evidence, fix, summary="WSLInterop does not match every Windows program.", works=bool(others))
+        summary = "WSLInterop does not match every Windows program."
     else:
         evidence = [f"{entry_path(entry.name)} has the interpreter {entry.interpreter}", *_where_from(machine, entry)]
-        yield Found(evidence, fix, summary="The interpreter of WSLInterop is not /init.", works=bool(others))
+        summary = "The interpreter of WSLInterop is not /init."
+    severity = WARNING if handles_windows(subject.of(machine).handler) else ERROR
+    yield Found(evidence, RESTORE if can_change(machine) else None, summary=summary, severity=severity)
 
 
 def _pattern(entry: m.Entry) -> str:
@@ -216,7 +216,7 @@ def shadowed(machine: m.Machine) -> Iterator[Found]:
     for each in entries:
         if handles_windows(each):
             return
-        if is_rival(each):
+        if each != entry and is_rival(each):
             evidence = [f"{entry_path(each.name)} has the interpreter {each.interpreter}", *_where_from(machine, each)]
             kernel = each.kernel()
             takes_this = each in (about.handler, *about.outranked)

@@ -55,8 +55,8 @@ def as_text(machine: m.Machine, found: Diagnosis, paint: Paint, *, verbose: bool
         lines += ["", *(f"Not looked at: {safe(each)}." for each in found.not_checked)]
     if found.not_tried:
         option = "wsl-binfmt --launch" + ("" if machine.program is None else " PROGRAM")
-        lines += ["", *(f"Not tried: {each}." for each in found.not_tried[:-1])]
-        lines.append(f"Not tried: {found.not_tried[-1]}. `{option}` tries that.")
+        lines += ["", *(f"Not tried: {safe(each)}." for each in found.not_tried)]
+        lines[-1] += f" `{option}` tries that."
     return "\n".join(lines)
 
 
