@@ -253,6 +253,8 @@ def test_settings_that_wsl_does_not_know(name: str, value: str, part: str) -> No
         ("/mnt/c/x.exe: Invalid argument", "default user"),
         ("/mnt/c/x.exe: Permission denied", "AppLocker"),
         ("/mnt/c/x.exe: No such device", "gives that as the reason"),
+        ("/mnt/c/x.exe: I/O error", "could not read it"),
+        ("x.exe: Out of memory", "gives that as the reason"),
     ],
 )
 def test_messages(said: str, part: str) -> None:

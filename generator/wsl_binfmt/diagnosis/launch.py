@@ -19,6 +19,7 @@ SAID_MAX = 20  # lines
 WARNING = "Failed to translate"  # of /init's, of a path that Windows does not have
 # How /init's own errors begin, on all versions of WSL.
 INIT_ERROR = re.compile(r"<3>(?:WSL|init:) \(\d+[^)]*\) ERROR: ")
+UNREADABLE = "Windows could not read it, or the current directory."
 # What Windows says of a program that it did not start comes without a prefix.
 WINDOWS_ERRORS = {
     "Invalid argument": "Windows could not start it: the file is no program for this Windows, or Windows may not open "
@@ -27,9 +28,12 @@ WINDOWS_ERRORS = {
     "terminal, or the distro's default user may not read it.",
     "No such file or directory": "Windows does not find it by the path that /init gave it.",
     "Exec format error": "It is no program for this Windows.",
-    "Input/output error": "Windows could not read it, or the current directory.",
+    "Input/output error": UNREADABLE,
+    "I/O error": UNREADABLE,
 }
-ERRORS = frozenset(map(os.strerror, errno.errorcode))
+# What musl says, with which WSL builds /init, where glibc says something else.
+MUSL = "I/O error", "Out of memory", "Resource busy", "Operation timed out", "Not supported", "Filename too long"
+ERRORS = frozenset([*map(os.strerror, errno.errorcode), *MUSL])
 # What /init's own errors mean, by a pattern.
 MEANINGS = {
     "accept4 failed 110": "Windows did not call back within ten seconds. Interop is off outside of this distro (by a "

@@ -94,8 +94,9 @@ def _handler(machine: m.Machine, found: Diagnosis, verbose: bool) -> List[str]:
     entry = about.handler
     text = f"{safe(entry.name)}, interpreter {safe(entry.interpreter)}, flags {safe(entry.flags) or 'none'}"
     lines = [f"  handled by      {text}, since {_time(entry.since)}"]
-    if machine.program and not handles_windows(entry) and about.kind == subject.WINDOWS and not about.is_ordinary:
-        lines.append("  what it is      it begins with MZ, and that entry is more specific than WSLInterop")
+    if machine.program and about.kind == subject.WINDOWS and not about.is_ordinary:
+        which = "no" if handles_windows(entry) else "that"
+        lines.append(f"  what it is      it begins with MZ, and {which} entry is more specific than WSLInterop")
     if about.processor:
         lines.append(f"  what it is      a program for {about.processor}")
     if about.outranked:
