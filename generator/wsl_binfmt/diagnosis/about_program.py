@@ -38,7 +38,14 @@ if TYPE_CHECKING:
     from wsl_binfmt import table
 
 ALIASES = "/Microsoft/WindowsApps/"
-SHELL_SCRIPTS = ".bat", ".cmd"
+# What Windows opens, and the program there that does.
+OPENERS = {
+    ".bat": "cmd.exe /c",
+    ".cmd": "cmd.exe /c",
+    ".lnk": "explorer.exe",
+    ".msi": "msiexec.exe /i",
+    ".ps1": "powershell.exe -File",
+}
 
 
 @problem(ERROR, FILE)
@@ -336,9 +343,10 @@ def nothing_runs_it(machine: m.Machine) -> Iterator[Found]:
     if about.kind == subject.ELF:
         evidence = [f"it is a program for {about.processor}, and no entry or rule matches it"]
         yield Found(evidence, advice="Install an emulator; Debian's and Ubuntu's package is qemu-user-static.")
-    elif program.place.path.lower().endswith(SHELL_SCRIPTS):
-        evidence = ["it is a script of cmd.exe, which Windows does not start by itself"]
-        yield Found(evidence, f'cmd.exe /c "$(wslpath -w {quote(program.place.path)})"')
+    elif program.place.path.lower().endswith(tuple(OPENERS)):
+        opener = OPENERS[program.place.path.lower()[-4:]]
+        evidence = [f"it is opened by {opener.partition(' ')[0]}, and does not start by itself"]
+        yield Found(evidence, f'{opener} "$(wslpath -w {quote(program.place.path)})"')
     else:
         yield Found(
             ["it is neither a program nor a script that begins with #!, and no entry or rule matches it"],
