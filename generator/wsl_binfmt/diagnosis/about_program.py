@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from wsl_binfmt import table
 
 ALIASES = "/Microsoft/WindowsApps/"
+EMULATORS = (
+    "qemu-user-static of Debian, Ubuntu and Fedora, qemu-user-static-binfmt of Arch, qemu-linux-user of openSUSE; "
+    "on NixOS, boot.binfmt.emulatedSystems"
+)
 # What Windows opens, and the program there that does.
 OPENERS = {
     ".bat": "cmd.exe /c",
@@ -342,7 +346,7 @@ def nothing_runs_it(machine: m.Machine) -> Iterator[Found]:
         return
     if about.kind == subject.ELF:
         evidence = [f"it is a program for {about.processor}, and no entry or rule matches it"]
-        yield Found(evidence, advice="Install an emulator; Debian's and Ubuntu's package is qemu-user-static.")
+        yield Found(evidence, advice=f"Install an emulator: {EMULATORS}.")
     elif program.place.path.lower().endswith(tuple(OPENERS)):
         opener = OPENERS[program.place.path.lower()[-4:]]
         evidence = [f"it is opened by {opener.partition(' ')[0]}, and does not start by itself"]
