@@ -1,32 +1,34 @@
 # SPDX-License-Identifier: MIT
-# What goes where when this is installed; all packages use it.
+# Targets for developers; and `make install`, which all packages use.
 
 VERSION := $(shell sed -n 's/^VERSION = "\(.*\)"/\1/p' generator/wsl-binfmt-generator)
 DESTDIR =
 PREFIX = /usr
-# Whether `install` compiles the modules; a package may do so at its installation.
+# Whether `install` compiles the Python modules. A package may compile them when it is installed.
 COMPILE = yes
 
 .PHONY: help deps needs install uninstall demo shell test unit check check-kernels check-pythons faults bench pictures fuzz simulate
 
 help:
-	@echo 'make deps TARGET     install what TARGET needs on Debian, as root, then make TARGET; without a TARGET, for all'
-	@echo 'make demo            see it work'
-	@echo 'make shell           a distro to play in; WSL=none, 2.0.9, 2.6.1, 2.6, 3.0 or read-only'
-	@echo 'make install         install it; DESTDIR= and PREFIX=/usr'
-	@echo 'make uninstall       undo that'
+	@echo 'make deps TARGET     as root, install the Debian packages that TARGET needs, then make TARGET; without TARGET, for all'
+	@echo 'make demo            show a Windows program in a distro without this package, and in one with it'
+	@echo 'make shell           boot a distro, and run a shell in it; WSL=none, 2.0.9, 2.6.1, 2.6, 3.0 or read-only'
+	@echo 'make install         install this package; DESTDIR= and PREFIX=/usr'
+	@echo 'make uninstall       remove what make install has installed'
 	@echo 'make test            run the tests that need no root'
 	@echo 'make check           run all tests'
-	@echo 'make check-kernels   run the heart of them on other kernels'
-	@echo 'make faults          have every system call of ours fail'
+	@echo 'make check-kernels   run the tests that depend on the kernel, on other kernels; SUITES=bookworm'
+	@echo 'make faults          make each system call of the programs fail, into tests/README.md'
 	@echo 'make fuzz            read mutated files; SECONDS=60 for each of three kinds'
-	@echo 'make simulate        simulate histories of many distros; SECONDS=3600, or SEED=check-7 to see one'
-	@echo 'make check-pythons   run the unit tests on each Python that is there'
+	@echo 'make simulate        simulate histories of many distros; SECONDS=3600, or SEED=check-7 to show one'
+	@echo 'make check-pythons   run the unit tests on each Python of this machine'
 	@echo 'make bench           measure, into bench/'
 	@echo 'make pictures        draw the terminals of the documentation, into docs/ and README.md'
-	@echo 'make deb|rpm|arch    build a package in dist/; make check-packages tries all three'
+	@echo 'make deb|rpm|arch    build a package in dist/'
+	@echo 'make check-packages  build all three packages, and install them in distros'
+	@echo 'make release         check and build everything that a release consists of, in dist/'
 
-# Without scdoc there are no man pages, so that trying this out takes nothing but Python.
+# Without scdoc, `make install` leaves the man pages out, and needs nothing but Python.
 SCDOC := $(shell command -v scdoc 2>/dev/null)
 PAGES = build/man/wsl-binfmt-generator.8 build/man/wsl-binfmt.1
 UNITS = $(wildcard units/*.mount units/*.service)
@@ -35,9 +37,9 @@ BASH_COMPLETION = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 # Debian's zsh looks in vendor-completions.
 ZSH_COMPLETION = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 
-# Where a page goes, by its section.
+# The directory of a man page, by its section.
 man_dir = $(DESTDIR)$(PREFIX)/share/man/man$(subst .,,$(suffix $(1)))
-# What `uninstall` removes: what `install` puts there, and did in version 0.2.0.
+# What `uninstall` removes: what `install` installs, and what it installed in version 0.2.0.
 INSTALLED = $(LIB)/systemd/system-generators/wsl-binfmt-generator $(DESTDIR)$(PREFIX)/bin/wsl-binfmt $(LIB)/wsl-binfmt-generator \
 	$(UNITS:units/%=$(LIB)/systemd/system/%) $(BASH_COMPLETION)/wsl-binfmt $(ZSH_COMPLETION)/_wsl-binfmt \
 	$(foreach page,$(PAGES),$(call man_dir,$(page))/$(notdir $(page))) \
@@ -64,13 +66,13 @@ install: $(if $(SCDOC),$(PAGES))
 ifeq ($(COMPILE),yes)
 	/usr/bin/python3 -m compileall -q -d $(PREFIX)/lib/wsl-binfmt-generator $(LIB)/wsl-binfmt-generator
 endif
-	$(if $(SCDOC),,@echo 'The man pages are left out: they take scdoc.')
+	$(if $(SCDOC),,@echo 'The man pages are left out, as scdoc is missing.')
 
-# What a package does, too, when it is removed.
+# Does what a package does when it is removed.
 uninstall:
 	. packaging/takes-effect.sh; $(if $(DESTDIR),,wsl_binfmt_goes;) rm -rf $(INSTALLED) $(if $(DESTDIR),,&& wsl_binfmt_is_gone)
 
-# Debian packages that each target needs. What boots in the test bed is an overlay of this machine's root.
+# The Debian packages that each target needs. The distros of the test bed have this machine's root file system.
 BED = python3 systemd systemd-sysv dbus binfmt-support gcc libc6-dev util-linux
 VENV = python3-venv ca-certificates
 TESTS = $(BED) $(VENV) mmdebstrap procps strace
@@ -91,10 +93,10 @@ NEEDS_check-kernels = $(TESTS) busybox-static debian-archive-keyring kmod qemu-s
 NEEDS_release = $(NEEDS_check) git
 
 ASKED = $(filter deps,$(MAKECMDGOALS))
-# Those of the targets on this command line, of all targets without one.
+# What the targets on this command line need; without a target, what all targets need.
 NEEDED = $(sort $(foreach name,$(or $(patsubst %,NEEDS_%,$(filter-out deps,$(MAKECMDGOALS))),$(filter NEEDS_%,$(.VARIABLES))),$($(name))))
 
-# Each target that needs something comes here first. Only `deps` has it installed.
+# A target that needs packages runs this first. Only `deps` installs them.
 deps: needs
 needs:
 	@[ -e /etc/debian_version ] || $(if $(ASKED),{ echo 'make deps is for Debian and its derivatives' >&2; exit 1; },exit 0); \
@@ -139,14 +141,14 @@ fuzz: .venv/done
 		PYTHONPATH=generator:tests/simulation:tests/unit TMPDIR=build/fuzz/tmp .venv/bin/python -B tests/fuzz.py $$target $(SECONDS) || exit 1; \
 	done
 
-# On all cores, until it is stopped, or for SECONDS.
+# Runs on all cores, until it is stopped or for SECONDS.
 SEED =
 simulate: .venv/done
 	@PYTHONPATH=generator .venv/bin/python -B tests/simulation/simulate.py \
 		$(if $(SEED),--seed '$(SEED)',$(if $(filter command,$(origin SECONDS)),$(SECONDS)))
 
-# Without what `make` installs for `test`: for packages, and for other Pythons. Linting is for none of them, and
-# warnings of newer libraries are no reason for a package not to be built.
+# The unit tests for builds of packages, and for other Pythons. It installs nothing and lints nothing, and warnings of newer
+# libraries do not fail a build.
 PYTHON = python3
 unit:
 	$(PYTHON) -B -m pytest -qq -W default -p no:cacheprovider tests/unit --ignore=tests/unit/test_lint.py
@@ -159,7 +161,7 @@ check-kernels: needs .venv/done
 check: needs .venv/done
 	.venv/bin/python -B -m pytest --numprocesses=2
 
-# Prints what the tests in pyproject.toml need.
+# Prints the requirements of the kinds that are given, from pyproject.toml.
 REQUIREMENTS = /usr/bin/python3 -c 'import sys, tomllib; \
 	needs = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
 	print(*(need for kind in sys.argv[1:] for need in needs[kind]), sep="\n")'
@@ -169,7 +171,7 @@ REQUIREMENTS = /usr/bin/python3 -c 'import sys, tomllib; \
 	$(REQUIREMENTS) tests check lint pictures | .venv/bin/pip install --quiet --requirement /dev/stdin
 	touch $@
 
-# The unit tests on every Python from 3.8 that this machine has.
+# Runs the unit tests on each Python from 3.8 on that is in /usr/bin or in pyenv.
 PYTHONS = $(wildcard /usr/bin/python3.[0-9] /usr/bin/python3.[0-9][0-9] $(HOME)/.pyenv/versions/3.*/bin/python3)
 check-pythons:
 	@for python in $(PYTHONS); do \
@@ -186,18 +188,18 @@ check-pythons:
 .PHONY: man first-change dist deb rpm arch release check-packages
 
 RELEASE = wsl-binfmt-generator-$(VERSION)
-# Of this tree's public home, for the recipes of the packages; there is none yet.
+# The public address of this tree, for the recipes of the packages. There is none yet.
 URL =
-# The day of the release, so that what is built on any day is the same. It is not taken from the
-# environment: makepkg sets SOURCE_DATE_EPOCH to the time of the build.
+# The day of the release, so that a build on any day gives the same files. It does not come from the environment, as makepkg
+# sets SOURCE_DATE_EPOCH to the time of the build.
 RELEASED := $(shell date -u -d "$$(sed -n 's/^## .* (\(.*\))$$/\1/p' CHANGELOG.md | head -n 1)" +%s)
-# What this `make` was given, such as DESTDIR, is not for the one that a package runs.
+# A build of a package must not see the variables of this `make`, such as DESTDIR.
 BUILD = env -u MAKEFLAGS -u MFLAGS
 
 man: $(PAGES)
 
-# mandoc warns of what scdoc writes: paragraphs before and after a heading and at the end, and a
-# title in lower case.
+# sed removes what mandoc warns of in scdoc's output: paragraphs before and after a heading and at the end, and a title in
+# lower case.
 build/man/%: man/%.scd man/problems.py CHANGELOG.md generator/wsl-binfmt-generator $(wildcard generator/wsl_binfmt/diagnosis/*.py)
 	mkdir -p $(@D)
 	PYTHONPATH=generator /usr/bin/python3 -B man/problems.py >$@.problems
@@ -209,9 +211,9 @@ first-change:
 	@grep -m 1 '^## ' CHANGELOG.md | grep -q '^## $(subst .,\.,$(VERSION)) (....-..-..)$$' || \
 		{ echo 'CHANGELOG.md does not begin with "## $(VERSION) (YYYY-MM-DD)"'; exit 1; }
 
-# What is made here, also by dpkg-source, and debian/, which distributions bring.
+# What builds leave in the tree, dpkg-source included, and debian/, which distributions add.
 NOT_RELEASED = .git .pc .venv .hypothesis .*_cache build debian dist
-# Of a clone and of an unpacked release, it is the same: the version is in the packages' recipes.
+# A clone and an unpacked release give the same tarball. The recipes of the packages in it have the version.
 dist: first-change
 	rm -rf build/dist
 	mkdir -p build/dist/$(RELEASE) dist
@@ -237,24 +239,24 @@ deb: needs dist
 	cd build/deb/$(RELEASE) && $(BUILD) dpkg-buildpackage --no-sign
 	cp build/deb/*.deb build/deb/*.dsc build/deb/*.tar.* dist
 
-# rpm and makepkg of Debian do not know what is installed there.
+# On Debian, rpm and makepkg do not know which packages are installed.
 NODEPS = $(if $(shell command -v dpkg-query),--nodeps)
 rpm: needs dist
 	rm -rf build/rpm dist/*.rpm
 	$(BUILD) rpmbuild -ta $(NODEPS) --define '_topdir $(CURDIR)/build/rpm' dist/$(RELEASE).tar.gz
 	cp build/rpm/RPMS/noarch/*.rpm dist
 
-# What has to be true of a release, and what it consists of.
+# Checks what has to be true of a release, and builds all its files.
 release: needs first-change
-	@[ "$$(date -u +%Y-%m-%d)" = "$$(date -u -d @$(RELEASED) +%Y-%m-%d)" ] || { echo 'CHANGELOG.md has another day'; exit 1; }
-	@[ -z "$$(git status --porcelain)" ] || { echo 'there are changes that are not committed'; exit 1; }
-	@! git rev-parse --quiet --verify refs/tags/v$(VERSION) >/dev/null || { echo 'v$(VERSION) is there already'; exit 1; }
+	@[ "$$(date -u +%Y-%m-%d)" = "$$(date -u -d @$(RELEASED) +%Y-%m-%d)" ] || { echo 'the first version in CHANGELOG.md is not of today'; exit 1; }
+	@[ -z "$$(git status --porcelain)" ] || { echo 'there are uncommitted changes'; exit 1; }
+	@! git rev-parse --quiet --verify refs/tags/v$(VERSION) >/dev/null || { echo 'there is already a tag v$(VERSION)'; exit 1; }
 	CI=true $(MAKE) check
 	rm -rf dist
 	$(MAKE) deb rpm arch
 	cd dist && sha256sum -- * >SHA256SUMS
 
-# makepkg is not for root.
+# makepkg refuses to run as root.
 arch: needs dist
 	rm -rf build/arch dist/*.pkg.tar.*
 	mkdir -p build/arch
@@ -265,6 +267,6 @@ arch: needs dist
 		HOME=$$at $(BUILD) $$user makepkg $(NODEPS) --nocheck; \
 		cp PKGBUILD *.install ./*.pkg.tar.* $(CURDIR)/dist
 
-# All three are built, and installed in distros; what they hold is compared.
+# Builds all three packages, compares their contents, and installs them in distros.
 check-packages: needs .venv/done
 	.venv/bin/python -B -m pytest -m packages tests/packages

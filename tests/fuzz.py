@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""`make fuzz`: reads what others write, mutated for as long as is wanted, guided by the branches that are taken.
+"""`make fuzz`: reads mutated files for SECONDS, guided by the branches that are taken.
 
-Each target compares with a reader that is told by the source of whoever else reads or writes the same:
-WSL, the kernel, systemd. An input for which the two differ is printed as a literal, for a unit test.
+Each target compares what this package reads with what a second reader does, which is written after the source of WSL,
+the kernel or systemd. An input for which the two differ is printed as a literal, for a unit test.
 """
 
 from __future__ import annotations

@@ -18,11 +18,11 @@ from wsl_binfmt.diagnosis.conclude import FAILS, UNKNOWN, USAGE, WORKS
 from wsl_binfmt.diagnosis.problems import GENERATOR
 
 EPILOG = """\
-Exit status of status: 0 Windows programs start; 1 they do not, or something is
-at risk with --fail-on=warning; 2 wrong arguments; 3 this is not for this system
-(not WSL, a container, or switched off by choice); 4 could not tell.
-Exit status of restore: 0 Windows programs start, or that is not for this
-command; 1 they may not; 2 wrong arguments."""
+Exit status of status: 0 Windows programs start; 1 they do not, or there is a
+warning and --fail-on=warning was given; 2 wrong arguments; 3 this is not WSL,
+or a container, or Windows programs are switched off; 4 could not tell.
+Exit status of restore: 0 Windows programs start, or there is nothing to do on
+this machine; 1 they may not start; 2 wrong arguments."""
 CMD = "cmd.exe"
 NOT_WRITTEN = "cannot write to standard output"
 REPORT = "wsl-binfmt-report.json"
@@ -30,10 +30,10 @@ REPORT_MAX = 4 << 20  # bytes
 REPORTED = """\
 {path} has what `wsl-binfmt` depends on, and nothing else: the entries of the
 binfmt_misc table and the rules of binfmt.d; the settings of /etc/wsl.conf; what
-systemd says of four units; messages of these in the journal; the mount of the
-table; PATH, the current directory and the sockets of WSL; and, if one was given,
+systemd says of four units, and their messages in the journal; the mount of the
+table; PATH, the current directory and the sockets of WSL; and, with --program,
 the first 256 bytes of the program. Names of users, homes and hosts are replaced.
-Read it before you show it to others."""
+Read the file before you show it to others."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     """Make the parser of the command line."""
     top = Parser(
         prog=command.NAME,
-        description="Keep Windows programs starting in this WSL distro, and say why one does not.",
+        description="Say why a program does not start in a WSL distro, and put WSLInterop first.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -59,31 +59,30 @@ def parser() -> argparse.ArgumentParser:
     actions = top.add_subparsers(metavar="ACTION")
     one = actions.add_parser(
         "status",
-        help="say whether a program starts, which entry handles it, and every problem with what settles it (default)",
+        help="say whether a program starts, which entry handles it, and every problem with its fix (default)",
         allow_abbrev=False,
     )
     one.set_defaults(action=status)
-    one.add_argument("-v", "--verbose", action="store_true", help="with all settings, drop-ins and repairs")
-    one.add_argument("--json", action="store_true", help="for programs; see wsl-binfmt(1)")
-    one.add_argument("--fail-on", choices=["warning"], help="exit status 1 if something is at risk, too")
+    one.add_argument("-v", "--verbose", action="store_true", help="also list all settings, units, drop-ins and repairs")
+    one.add_argument("--json", action="store_true", help="print JSON, for programs; see wsl-binfmt(1)")
+    one.add_argument("--fail-on", choices=["warning"], help="exit status 1 if there is a warning, too")
     one.add_argument("--list", action="store_true", help="list the id of every problem, with its meaning")
     one.add_argument("--launch", action="store_true", help="start PROGRAM, cmd.exe by default, and say how that went")
     one.add_argument("--from", dest="source", metavar="FILE", help="answer for the machine that FILE is a report of")
-    one.add_argument("program", metavar="PROGRAM", nargs="?", help="the file that does not start, of any kind")
+    one.add_argument("program", metavar="PROGRAM", nargs="?", help="a program that does not start, of any kind")
     one = actions.add_parser("explain", help="explain a problem by its id", allow_abbrev=False)
     one.set_defaults(action=explain)
-    one.add_argument("id", metavar="ID", help="as `wsl-binfmt --list` has it")
+    one.add_argument("id", metavar="ID", help="an id of `wsl-binfmt --list`")
     one = actions.add_parser("report", help="write a report of this machine, for an issue", allow_abbrev=False)
     one.set_defaults(action=report)
-    one.add_argument("--program", metavar="PROGRAM", help="with the file that does not start")
-    one.add_argument("--launch", action="store_true", help="with what comes of starting it, or cmd.exe")
+    one.add_argument("--program", metavar="PROGRAM", help="a program that does not start")
+    one.add_argument("--launch", action="store_true", help="start it, or else cmd.exe, and report the result")
     one.add_argument(
         "file", metavar="FILE", nargs="?", default=REPORT, help=f"{REPORT} by default; - for standard output"
     )
     one = actions.add_parser(
         "restore",
-        help="as root: put WSLInterop first in the kernel's table again, if it is not; "
-        "switch the table on, if it was switched off",
+        help="as root: put WSLInterop first in the kernel's table again; switch the table on, if it is switched off",
         allow_abbrev=False,
     )
     one.set_defaults(action=run_restore)
@@ -93,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(args: List[str]) -> int:
     """Run the command; `args` follow the program's name. Returns the exit status."""
-    # What is closed is None.
+    # A stream that was closed is None.
     sys.stdout = sys.stdout or open(os.devnull, "w")
     sys.stderr = sys.stderr or open(os.devnull, "w")
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -103,7 +102,7 @@ def run(args: List[str]) -> int:
     except SystemExit as e:  # of argparse: 0 or 2
         result = e.code if isinstance(e.code, int) else USAGE
     except ImportError as e:
-        result = command.tell(f"this takes Python's module {e.name}: install the package python3 as a whole", UNKNOWN)
+        result = command.tell(f"this needs Python's module {e.name}: install the whole package python3", UNKNOWN)
     except OSError as e:
         if e.filename is None:
             result = command.tell(f"{NOT_WRITTEN}: {e.strerror}", FAILS)
@@ -123,25 +122,25 @@ def run(args: List[str]) -> int:
 
 
 def _run(args: List[str]) -> int:
-    # A first word that looks like a file is one; any other is an action, or is wrong.
+    # A first word with "/" or "." is a program. Any other is an action, or wrong.
     is_file = args and ("/" in args[0] or "." in args[0])
     is_for_top = args and not is_file and (args[0] in ("-h", "--help", "--version") or args[0][:1] != "-")
     try:
         options = parser().parse_args(args if is_for_top else ["status", *args])
-    except OSError:  # what is wrong could not be said
+    except OSError:  # the message could not be printed
         return USAGE
     result: int = options.action(options)
     return result
 
 
 def status(options: argparse.Namespace) -> int:
-    """Say what is wrong, and what settles it; returns the exit status."""
+    """Say what is wrong, and how to fix it; returns the exit status."""
     if options.list:
         print(tell.list_problems())
         return WORKS
     if options.source is not None:
         if options.program or options.launch:
-            return command.tell("a report has its own program and launch: give --from alone", USAGE)
+            return command.tell("a report has its own program and launch: give neither with --from", USAGE)
         found_machine = _read_report(options.source)
         if found_machine is None:
             return USAGE
@@ -182,7 +181,7 @@ def _gather(asked: Optional[str], *, launches: bool) -> m.Machine:
 
 
 def _read_report(path: str) -> Optional[m.Machine]:
-    """Read a report; None if it could not be read, which is said."""
+    """Read a report; None, after a message, if it could not be read."""
     json = _json()
     try:
         # Windows' editors put a mark before the text.
@@ -238,7 +237,7 @@ def run_restore(options: argparse.Namespace) -> int:
 
 
 def _json() -> Any:  # noqa: ANN401 # a module
-    # Not in Debian's python3-minimal, by which all else works.
+    # Debian's python3-minimal lacks only this module of those that are used here.
     import json  # noqa: PLC0415
 
     return json

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command wsl-binfmt: what the units run of it is here, what people run in cli.py."""
+"""The command wsl-binfmt: the actions for units are here, those for users in cli.py."""
 
 import posix
 import sys
@@ -26,7 +26,7 @@ def run(args: "list[str]") -> int:
         if len(args) == 2 and args[0] == "leave" and args[1] in rules.SERVICES:
             entries = own.OwnEntries({}, log)
             entries.leave(args[1:])
-            if table.registration(entries.mark):
+            if table.read(entries.mark):
                 # This distro has no watch to remove its mark; the watches of other distros have seen it by then.
                 time.sleep(MARK_TIME)
                 table.remove(entries.mark)
@@ -89,5 +89,5 @@ def main() -> None:
         status = 130
     except Exception as e:
         status = tell(f"unexpected {type(e).__name__}, please report it: {e}", 1)
-    # Leaves out the interpreter's own clearing up, a sixth of the time it takes.
+    # Leaves out the interpreter's own clearing up, which takes long.
     posix._exit(status)

@@ -4,7 +4,7 @@
 A repair is a list of writes, decided from one look at the table. While WSLInterop
 is replaced, a temporary entry with the same rule is there, so that a Windows
 program that is started at any instant finds one of the two. All distros share its
-name, and whichever watch finds WSLInterop right removes it.
+name, and the watch that finds WSLInterop right removes it.
 """
 
 import posix
@@ -30,17 +30,17 @@ NO_INIT = "/init cannot be run, it is what starts Windows programs; is this WSL?
 MISSING = f"{NAME} is missing"
 # How files begin that linkers write: ordinary Windows programs.
 HEADERS = b"MZ\x90\0", b"MZP\0", b"MZx\0", b"MZ\0\0"
-# As WSL registers /init, src/linux/init/binfmt.h in its source. F has the kernel open /init now, for programs that see
-# another root later; P preserves argv[0].
+# As WSL registers /init, src/linux/init/binfmt.h in its source. F has the kernel open /init at registration, for
+# programs that have another root. P preserves argv[0].
 RULE = ":{}:M::MZ::/init:FP"
 # After a wipe, an entry that was disabled by hand is registered so that it matches no file, as the kernel registers
-# every entry enabled: an extension with a dot in it is none, load_misc_binary() in fs/binfmt_misc.c.
+# every entry enabled: no file has an extension with a dot in it, load_misc_binary() in fs/binfmt_misc.c.
 PLACEHOLDER_EXTENSION = b"disabled.by.hand"
 PLACEHOLDER = b":WSLInterop:E::%b::/init:FP" % PLACEHOLDER_EXTENSION
 # seconds: WSL's override, in a distro without this package, removes WSLInterop alone, and fails if it is back when the
 # override registers it. An administrator's `echo 1` is seen by the watches of all distros before one registers it anew.
 PATIENCE = 0.2
-# Programs that change the table do not know the lock; so often a repair that they disturbed begins again.
+# Programs that change the table do not take the lock. A repair that they disturb is tried this often.
 TRIES = 4
 
 
@@ -66,7 +66,7 @@ def is_as_registered(entry: table.Entry) -> bool:
 
 
 def is_rival(entry: table.Entry) -> bool:
-    """Whether an entry would take ordinary Windows programs before WSLInterop, and not to /init as WSL registers it."""
+    """Whether an entry would take ordinary Windows programs before WSLInterop; one for /init with F and P is none."""
     if entry.interpreter == INIT.encode() and set(entry.flags) >= set(b"FP"):
         return False
     is_exe = entry.extension is not None and entry.extension.lower() == b"exe"
@@ -76,7 +76,7 @@ def is_rival(entry: table.Entry) -> bool:
 def is_specific(entry: table.Entry) -> bool:
     """Whether an entry is for some files that begin with MZ and are no ordinary Windows programs, as APE's is."""
     is_for_some = entry.may_match(b"MZ") if entry.extension is None else b"." not in entry.extension
-    return entry.enabled and not is_rival(entry) and is_for_some
+    return not is_rival(entry) and is_for_some
 
 
 class Interop:
@@ -91,9 +91,8 @@ class Interop:
         self.inode = inode
         self.disabled = disabled
         self._was_there = False
-        # Since when WSLInterop is gone alone, 0 if it is not; and when it was enabled by hand.
-        self._since = 0.0
-        self._enabled = 0.0
+        # Until when a repair waits, as WSLInterop is gone alone or was enabled by hand.
+        self._until = 0.0
         # Inodes of the entries behind WSLInterop. A specific entry that is not among them belongs in front.
         self._behind: "set[int] | None" = None
         # Inodes of the entries that match no file that begins with MZ: what an entry matches never changes.
@@ -108,26 +107,25 @@ class Interop:
         wsl = table.read(NAME)
         was_disabled = self.disabled
         self._learn_whether_disabled(wsl)
+        if wiped or bool(wsl) != self._was_there:
+            self._until = 0.0 if wiped or wsl else now + PATIENCE
         if was_disabled and not self.disabled:
-            self._enabled = now
-        if wiped or wsl:
-            self._since = 0.0
-        elif self._was_there:
-            self._since = self._since or now
-        self._was_there = wsl is not None
-        due = self._since + PATIENCE if now < self._since + PATIENCE else 0.0
+            self._until = time.monotonic() + PATIENCE
+        self._was_there = bool(wsl)
+        due = self._until if now < self._until else 0.0
         clear: "Writes" = [(table.remove, TEMPORARY)] if TEMPORARY in entries else []
         if self.disabled and wsl:
             return clear + [(table.disable, NAME)] * wsl.enabled, "", 0.0
-        if wsl and now < self._enabled + PATIENCE:
-            return clear, "", self._enabled + PATIENCE
-        if due and self.disabled:
-            return [], "", due
+        if due and (self.disabled or wsl):
+            # A watch of another distro may have registered the temporary entry, as it knows of an `echo 1`.
+            return clear if wsl else [], "", due
         if self.disabled:
             return [(table.register, PLACEHOLDER), (table.disable, NAME)], MISSING, 0.0
         rivals, specific, misplaced = self._neighbours(entries)
-        outranking = {*rivals, *(name for name in entries if entries[name] in (self._behind or ()))} if clear else set()
-        is_first = bool(clear) and next(name for name in entries if is_ours(name) or name in outranking) == TEMPORARY
+        # Whether Windows programs go to a temporary entry that is there, as soon as WSLInterop is not.
+        outranking = {*(rivals if wsl is None else ()), TEMPORARY}
+        first = (name for name in entries if name in outranking or entries[name] in (self._behind or ()))
+        is_first = bool(clear) and next(first) == TEMPORARY
         if wsl is None and due and (is_first or not clear):
             return [] if is_first else _register(TEMPORARY, specific), "", due
         if wsl is None:
@@ -138,14 +136,14 @@ class Interop:
         replace: "Writes" = [(_remove_enabled, NAME), *_register(NAME, specific), (table.remove, TEMPORARY)]
         if wsl.extension == PLACEHOLDER_EXTENSION:
             return replace, f"{NAME} was enabled by hand", 0.0
-        # An earlier repair may not have come to its end.
+        # An earlier repair may have been interrupted.
         return ([] if is_first else [*clear, (table.register, rule(TEMPORARY))]) + replace, fault, 0.0
 
     def repair(self, plan: "Plan" = ([], "", 0.0), *, wiped: bool = True) -> "Plan":
         """Do what a look found, or what another one finds; returns what has been done. Raises OSError."""
         with table.Lock() as was_free:
             for tries_left in reversed(range(TRIES)):
-                # The watch of another distro may have done the same since, and what is right is not to be replaced.
+                # The watch of another distro may have done the same since. A correct entry must not be replaced.
                 if plan[1] != MISSING or not was_free:
                     plan = self.look(table.entries(), time.monotonic(), wiped=wiped)
                 try:
@@ -157,7 +155,7 @@ class Interop:
                         raise
                     was_free = False
             if self.disabled:
-                # Who enables it from here on means it, unless another program has registered it anew.
+                # From here on, a write of 1 is an administrator's, unless another program has registered it anew.
                 wsl = table.read(NAME)
                 if wsl and (not wsl.enabled or wsl.extension == PLACEHOLDER_EXTENSION):
                     self.inode = wsl.inode
@@ -169,7 +167,7 @@ class Interop:
             return
         if not self.inode or wsl.inode == self.inode or not wsl.enabled:
             self.disabled = not wsl.enabled
-        # One that is still to be disabled is not known yet.
+        # An enabled entry that is to be disabled is not remembered.
         if not (wsl.enabled and self.disabled):
             self.inode = wsl.inode
 
@@ -212,7 +210,8 @@ def _again(names: "Iterable[str]") -> "Iterator[tuple[Callable[..., None], objec
     """Register entries anew, as far as that can be done from here."""
     for name in names:
         entry = table.read(name)
-        if entry and posix.access(entry.interpreter, posix.X_OK):
+        # The kernel registers every entry enabled, so that a disabled one is not registered until it is enabled.
+        if entry and entry.enabled and posix.access(entry.interpreter, posix.X_OK):
             try:
                 again = entry.rule(name)
             except ValueError:

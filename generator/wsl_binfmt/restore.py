@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`wsl-binfmt restore`: what the watch does for WSLInterop, done by hand."""
+"""`wsl-binfmt restore`: the same repair of WSLInterop as the watch's, by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wsl_binfmt import interop, state, table
 from wsl_binfmt.diagnosis import gather
 
 RESTORE_MAX = 10.0  # seconds
-# As gather.BEHIND_GUARD has it run.
+# A script for gather.BEHIND_GUARD.
 SWITCH_ON = """\
 mount --bind "$0" "$0" || exit
 read -r state <"$0/status"
@@ -22,7 +22,7 @@ echo 1 >"$0/status" && exit 3
 
 
 class RestoreError(Exception):
-    """Why nothing could be restored."""
+    """WSLInterop could not be restored; the text says why."""
 
 
 def restore(generator: Any, tell: Callable[[str], object], *, dry_run: bool) -> None:
@@ -54,7 +54,7 @@ def restore(generator: Any, tell: Callable[[str], object], *, dry_run: bool) -> 
         if dry_run or not writes:
             break
         if time.monotonic() > end:
-            raise RestoreError("another program changes WSLInterop all the time, it is left to that")
+            raise RestoreError("another program changes WSLInterop all the time: giving up")
         time.sleep(0.01)
     if dry_run and os.geteuid() == 0 and gather.is_switched_on_behind_guard() is False:
         tell("the whole table was switched off (echo 0 >status): would be switched on")

@@ -32,11 +32,6 @@ def read() -> "dict[str, list[tuple[str, bytes]]]":
     return found
 
 
-def name_in(rule: bytes) -> bytes:
-    """Read the name in a rule: what is between its first two delimiters."""
-    return rule[1:].split(rule[:1], 1)[0]
-
-
 def rules_of_binfmt_d() -> "Iterator[tuple[str, int, bytes]]":
     """Read the rules of binfmt.d(5), the lines that are no comments: file, number of the line, rule."""
     paths: "dict[str, str]" = {}
@@ -44,7 +39,7 @@ def rules_of_binfmt_d() -> "Iterator[tuple[str, int, bytes]]":
         for file in _listdir(directory):
             if file.endswith(".conf") and file[0] != ".":
                 paths.setdefault(file, f"{directory}/{file}")
-    # By the names of the files, in whichever directory they are.
+    # Sorted by file name, whatever the directory.
     for _, path in sorted(paths.items()):
         for number, line in enumerate(_read(path).replace(b"\0", b"\n").splitlines(), 1):
             # Not a form feed, which strip() takes away as well: systemd has it as part of the rule.

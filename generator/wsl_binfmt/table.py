@@ -4,7 +4,7 @@
 Kernel: Documentation/admin-guide/binfmt-misc.rst and fs/binfmt_misc.c.
 """
 
-# `os` would cost as much time as everything that is done here.
+# Importing `os` takes long.
 import fcntl
 import posix
 import time
@@ -13,14 +13,14 @@ DIRECTORY = "/proc/sys/fs/binfmt_misc"
 # Everything else in the directory is an entry.
 CONTROLS = frozenset(("register", "status"))
 PAGE_MAX = 1 << 16  # bytes: the file of an entry is one page at most
-# Whoever has the lock needs less than a millisecond; only a stopped process takes longer.
+# A process holds the lock for less than a millisecond, unless it is stopped.
 LOCK_MAX = 0.5  # seconds
 
 
 class Entry:
     """What a rule registers: which files it matches, and what runs them."""
 
-    # Named as the kernel's documentation names them. With neither magic nor extension, nothing is known of the files.
+    # The names are the kernel's. With neither magic nor extension, nothing is known of the files.
     enabled = True
     interpreter = flags = b""
     offset = 0  # of the magic in the file, in bytes
@@ -53,18 +53,14 @@ class Entry:
         encoded = name.encode(errors="surrogateescape")
         # The first byte of a rule is its delimiter, and may be any that its texts do not have.
         texts = encoded + self.interpreter + (self.extension or b"")
-        for delimiter in b":|,;!#~^":
-            if delimiter not in texts:
-                break
-        else:
+        delimiter = b":|,;!#~^".translate(None, texts)[:1]
+        if not delimiter or (self.extension, self.magic) == (None, None):
             raise ValueError(f"no rule can register {name!r}")
         if self.extension is not None:
             kind = [b"E", b"", self.extension, b""]
-        elif self.magic is not None:
-            kind = [b"M", b"%d" % self.offset, *(_escape(bits, delimiter) for bits in (self.magic, self.mask or b""))]
         else:
-            raise ValueError(f"nothing is known of the files that {name!r} matches")
-        return bytes([delimiter]) + bytes([delimiter]).join([encoded, *kind, self.interpreter, self.flags])
+            kind = [b"M", b"%d" % self.offset, *(_escape(bits or b"", delimiter) for bits in (self.magic, self.mask))]
+        return delimiter + delimiter.join([encoded, *kind, self.interpreter, self.flags])
 
 
 def parse(text: bytes) -> Entry:
@@ -115,45 +111,42 @@ def _unescape(text: bytes) -> bytes:
     return data
 
 
-def _escape(data: bytes, delimiter: int) -> bytes:
+def _escape(data: bytes, delimiter: bytes) -> bytes:
     r"""Write the bytes of a magic or mask as a rule has them: \xHH for those that would end or mean something."""
-    return b"".join(b"\\x%02x" % byte if byte in (0, ord("\\"), delimiter) else b"%c" % byte for byte in data)
+    return b"".join(b"\\x%02x" % byte if byte in b"\0\\" + delimiter else b"%c" % byte for byte in data)
 
 
 def entries() -> "dict[str, int]":
     """List the entries with their inodes, the newest first: the order in which the kernel asks them.
 
-    Each registration has another inode, as long as get_next_ino() of the kernel has not come round, at 2^32.
+    Each registration has another inode, until the 32-bit counter of the kernel's get_next_ino() wraps.
     """
     return {entry.name: entry.inode() for entry in posix.scandir(DIRECTORY) if entry.name not in CONTROLS}
 
 
-def registration(name: str) -> "tuple[bytes, int] | None":
-    """Read the text of an entry's file and its inode, both of one registration; None if there is no such entry."""
-    try:
-        fd = posix.open(f"{DIRECTORY}/{name}", posix.O_RDONLY | posix.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        return posix.read(fd, PAGE_MAX), posix.fstat(fd).st_ino
-    finally:
-        posix.close(fd)
-
-
 def read(name: str) -> "Entry | None":
     """Read an entry; None if there is none."""
-    found = registration(name)
-    if found is None:
+    try:
+        text, inode = _read(name)
+    except FileNotFoundError:
         return None
-    entry = parse(found[0])
-    entry.inode = found[1]
+    entry = parse(text)
+    entry.inode = inode
     return entry
 
 
 def is_switched_on() -> bool:
-    """Whether the table's `status` says that the kernel asks the entries at all."""
-    status = registration("status")
-    return status is None or status[0] != b"disabled\n"
+    """Whether the table's `status` says that the kernel asks the entries at all; raises OSError."""
+    return _read("status")[0] != b"disabled\n"
+
+
+def _read(name: str) -> "tuple[bytes, int]":
+    """Read the text of a file and its inode, both of one registration."""
+    fd = posix.open(f"{DIRECTORY}/{name}", posix.O_RDONLY | posix.O_CLOEXEC)
+    try:
+        return posix.read(fd, PAGE_MAX), posix.fstat(fd).st_ino
+    finally:
+        posix.close(fd)
 
 
 def register(rule: bytes) -> None:
@@ -161,10 +154,10 @@ def register(rule: bytes) -> None:
     _write("register", rule)
 
 
-def remove(name: str) -> None:
-    """Remove an entry, if there is one."""
+def remove(name: str, inode: int = 0) -> None:
+    """Remove an entry, if there is one; with an inode, only that registration of the name."""
     try:
-        _write(name, b"-1")
+        _write(name, b"-1", inode)
     except FileNotFoundError:
         pass
 
@@ -174,10 +167,11 @@ def disable(name: str) -> None:
     _write(name, b"0")
 
 
-def _write(name: str, data: bytes) -> None:
+def _write(name: str, data: bytes, inode: int = 0) -> None:
     fd = posix.open(f"{DIRECTORY}/{name}", posix.O_WRONLY | posix.O_CLOEXEC)
     try:
-        posix.write(fd, data)
+        if inode in (0, posix.fstat(fd).st_ino):
+            posix.write(fd, data)
     finally:
         posix.close(fd)
 
@@ -205,5 +199,5 @@ class Lock:
         return was_free
 
     def __exit__(self, *_: object) -> None:
-        """Give it back."""
+        """Release the lock."""
         posix.close(self._fd)

@@ -20,8 +20,7 @@ else:
 CHANGES = fcntl.DN_MODIFY | fcntl.DN_CREATE | fcntl.DN_DELETE | fcntl.DN_ATTRIB | fcntl.DN_RENAME | fcntl.DN_MULTISHOT
 # SIGIO is for changes of the table, SIGUSR1 for starts and stops of services, SIGHUP for their reloads.
 SIGNALS = {signal.SIGIO, signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM}
-POLL = 1.0  # seconds between two looks on a kernel without dnotify
-RETRY_MAX = 64.0  # seconds between two tries of what the kernel refuses
+POLL = 1.0  # seconds between two looks on a kernel without dnotify, and between two tries of what the kernel refuses
 IN_A_ROW_MAX = 20  # repairs without a look in between that finds nothing wrong
 
 
@@ -29,14 +28,13 @@ class Watch:
     """A loop that loses no change: one that happens during a look leaves a signal pending, which ends the wait."""
 
     def __init__(self, tell: "Callable[..., object]") -> None:
-        """tell: tells people of a message."""
+        """tell: reports a message to the user."""
         self._tell = tell
         self._saved = state.load()
         self._interop = interop.Interop(self._saved.get("inode", 0), disabled=self._saved.get("disabled", False))
         self._own = own.OwnEntries(self._saved, tell)
-        self._polls = self._changed = self._reloaded = False
+        self._polls = False
         self._repairs_in_a_row = 0
-        self._retry = POLL
         # What people have been told of.
         self._failure = ""
         self._is_switched_on = True
@@ -48,8 +46,8 @@ class Watch:
         try:
             # A look takes less than a millisecond, and until it ends Windows programs may fail to start.
             posix.sched_setscheduler(0, posix.SCHED_RR | posix.SCHED_RESET_ON_FORK, posix.sched_param(1))
-        except OSError:  # a kernel with CONFIG_RT_GROUP_SCHED
-            posix.setpriority(posix.PRIO_PROCESS, 0, -20)
+        except OSError:  # a kernel with CONFIG_RT_GROUP_SCHED: the unit has Nice=
+            pass
         for directory, number in (table.DIRECTORY, signal.SIGIO), (own.UNITS, signal.SIGUSR1):
             try:
                 descriptor = posix.open(directory, posix.O_RDONLY | posix.O_DIRECTORY | posix.O_CLOEXEC)
@@ -60,7 +58,7 @@ class Watch:
                 self._polls = True
         received, due = int(signal.SIGIO), 0.0
         while received != signal.SIGTERM:
-            # Most units that start and stop are no business of the watch's.
+            # Most units that start and stop do not concern the watch.
             if received != signal.SIGUSR1 or self._own.services_have_changed():
                 due = self.look(changed=received == signal.SIGIO, reloaded=received == signal.SIGHUP)
             if self._failure or not 0 < self._repairs_in_a_row <= IN_A_ROW_MAX:
@@ -69,43 +67,35 @@ class Watch:
         self._leave()
 
     def look(self, *, changed: bool = True, reloaded: bool = False) -> float:
-        """Look at the table once, do what is to be done, and survive what the kernel refuses.
+        """Look at the table once, do what is to be done, and report what the kernel refuses.
 
         changed: whether the table has changed, or may have. reloaded: whether a
-        service was reloaded. Returns when to look again although nothing changes,
-        as time.monotonic(); 0 for never.
+        service was. Returns when to look again although nothing changes, as
+        time.monotonic(); 0 for never.
         """
-        self._changed = self._changed or changed
-        self._reloaded = self._reloaded or reloaded
+        due = 0.0
+        if reloaded:
+            self._own.reload()
         try:
-            due = self._look()
-        except OSError as e:
-            self._fail(e)
-            # Each change is looked at anyway, so that a burst of them is no reason to wait for long.
-            self._retry = POLL if changed else min(2 * self._retry, RETRY_MAX)
-            return time.monotonic() + self._retry
-        self._retry = POLL
-        try:
-            # Last: nothing else has to wait where /run is full.
-            if self._own.is_settled() or self._interop.disabled != self._saved.get("disabled"):
+            due = self._look(changed=changed)
+            # The file is saved last, as /run may be full.
+            if self._own.has_settled():
                 self._save()
             self._failure = ""
         except OSError as e:
-            self._fail(e)
-            retry = time.monotonic() + RETRY_MAX
+            failure = f"cannot change {e.filename or table.DIRECTORY}: {e.strerror}"
+            if failure != self._failure:
+                self._tell(failure)
+            self._failure = failure
+            retry = time.monotonic() + POLL
             due = min(due or retry, retry)
         return due
 
-    def _fail(self, error: OSError) -> None:
-        failure = f"cannot change {error.filename or table.DIRECTORY}: {error.strerror}"
-        if failure != self._failure:
-            self._tell(failure)
-            self._failure = failure
-
-    def _look(self) -> float:
+    def _look(self, *, changed: bool) -> float:
         now = time.monotonic()
         entries = table.entries()
-        wiped = self._own.is_wiped(entries)
+        # Before a repair, which makes other entries of those that were there.
+        wiped = self._own.notice(entries, now, changed=changed)
         had_init, self._has_init = self._has_init, posix.access(interop.INIT, posix.X_OK)
         if not self._has_init:
             if had_init:
@@ -116,16 +106,12 @@ class Watch:
             _, fault, _ = self._interop.repair(plan, wiped=wiped)
             if fault:
                 self._tell(f"{fault}: restored", repair=True)
-            # Not what is there after the repair: that has made other entries of those that were there.
-            self._own.notice(entries, now, wiped=wiped, changed=self._changed)
             self._repairs_in_a_row += 1
-            # A program that undoes each repair must not have the machine busy with it.
+            # A program that undoes each repair must not keep the processor busy.
             return now + (0.1 if self._repairs_in_a_row > IN_A_ROW_MAX else 0.0)
         self._repairs_in_a_row = 0
         self._look_at_status()
-        due = self._own.look(entries, now, wiped=wiped, changed=self._changed, reloaded=self._reloaded)
-        self._changed = self._reloaded = False
-        return min(filter(None, (plan[2], due)), default=0.0)
+        return min(filter(None, (plan[2], self._own.look(entries, now))), default=0.0)
 
     def _look_at_status(self) -> None:
         was_on, self._is_switched_on = self._is_switched_on, table.is_switched_on()
@@ -150,7 +136,7 @@ class Watch:
             due = min(due or poll, poll)
         if not due:
             return signal.sigwait(SIGNALS)
-        # Our own repair is a change as well, of which SIGIO tells: it must not end a wait that is to slow us down.
+        # The watch's own repair raises SIGIO, which must not end this wait.
         signals = SIGNALS - {signal.SIGIO} if self._repairs_in_a_row > IN_A_ROW_MAX else SIGNALS
         received = signal.sigtimedwait(signals, max(0.0, due - time.monotonic()))
         return received.si_signo if received else 0

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
-# A module for NixOS on WSL, of an unpacked release: imports = [ ./wsl-binfmt-generator-@VERSION@/packaging/nixos/module.nix ];
-# Nix has not evaluated it yet. A test parses it, and runs its build steps on Debian.
+# A module for NixOS on WSL. With an unpacked release:
+# imports = [ ./wsl-binfmt-generator-@VERSION@/packaging/nixos/module.nix ];
+# Nix has not evaluated this file yet. A test parses it, and runs its build steps on Debian.
 { config, pkgs, ... }:
 
 let
@@ -9,9 +10,9 @@ let
     version = "@VERSION@";
     src = ../..;
     nativeBuildInputs = [ pkgs.python3 pkgs.scdoc ];
-    # For the first lines of the scripts, which Nix writes anew.
+    # Nix writes this Python into the first lines of the scripts.
     buildInputs = [ pkgs.python3 ];
-    # What NixOS has elsewhere. It has no update-binfmts.
+    # NixOS has these programs in other places, and has no update-binfmts.
     postPatch = ''
       substituteInPlace Makefile --replace-fail /usr/bin/python3 python3
       substituteInPlace generator/wsl-binfmt-generator units/wsl-binfmt-boot.service \
@@ -24,7 +25,7 @@ let
     '';
     buildFlags = [ "man" ];
     installFlags = [ "PREFIX=$(out)" "COMPILE=no" ];
-    # All files in the store have the same time, by which Python would tell a module that has changed.
+    # All files in the store have the same time, so that Python cannot tell by its time whether a module has changed.
     postInstall = ''
       python3 -m compileall -q --invalidation-mode unchecked-hash $out/lib/wsl-binfmt-generator
     '';

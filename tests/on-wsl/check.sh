@@ -1,15 +1,15 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# check.sh [-y] [--wipe] [--second DISTRO]: what this package promises, tried in a real WSL distro in which it is
-# installed. Prints a report, to be pasted into an issue. Needs root, and nothing but what a distro with systemd has.
+# check.sh [-y] [--wipe] [--second DISTRO]: checks in a real WSL distro, in which this package is installed, what the
+# package promises. Prints a report, to be pasted into an issue. Needs root, and nothing but what a distro with systemd has.
 #
-# It asks before it changes anything, and puts back what it has changed, also when it is interrupted. It restarts and
-# stops systemd-binfmt.service, and changes WSLInterop and entries of its own names in the kernel's table. Only if asked to:
-#   --wipe             empties the whole table: distros without this package lose their entries until they restart
-#   --second DISTRO    starts another distro, and ends it with `wsl.exe --terminate`
-# Exit status: 0 all holds; 1 something does not; 2 wrong arguments; 3 this is not a distro to try it in.
+# The script asks before it changes anything; with -y it does not ask. It puts back what it has changed, also when it is
+# interrupted. It restarts and stops systemd-binfmt.service, and changes WSLInterop and entries on-wsl-* in the kernel's table.
+#   --wipe             also empties the whole table: distros without this package lose their entries until they restart
+#   --second DISTRO    also starts another distro, and ends it with `wsl.exe --terminate`
+# Exit status: 0 no check failed; 1 a check failed; 2 wrong arguments; 3 the checks cannot run in this distro.
 #
-# Functions are called by name, and names of entries and programs have no newlines:
+# For shellcheck: functions are called by name, and names of entries and programs have no newlines.
 # shellcheck disable=SC1091,SC2010,SC2012,SC2317
 set -u
 
@@ -36,7 +36,7 @@ while [ $# -gt 0 ]; do
                 shift
                 ;;
         -h | --help)
-                sed -n '3,/^set -u/s/^# \{0,1\}//p' "$0"
+                sed -n '3,/^# Exit status/s/^# \{0,1\}//p' "$0"
                 exit 0
                 ;;
         *) usage ;;
@@ -44,7 +44,7 @@ while [ $# -gt 0 ]; do
         shift
 done
 
-# Windows writes UTF-16 with carriage returns.
+# Makes plain text of what wsl.exe writes, which is UTF-16 with carriage returns.
 plain() {
         tr -d '\000\r'
 }
@@ -66,7 +66,7 @@ skipped() {
         printf 'skipped  %s\n' "$1"
 }
 
-# Whether Windows answers. Its exit status is that of the program; 126 is the shell's for what does not execute.
+# Whether cmd.exe starts and prints something.
 windows() {
         answer=$("$CMD" /c ver 2>&1 </dev/null) && [ "$answer" ]
 }
@@ -88,7 +88,7 @@ has_not() {
         [ ! -e "$TABLE/$1" ]
 }
 
-# Whether a file that begins as those of llamafile do is run by the entry that is for such files.
+# Whether on-wsl-ape handles a file that begins as llamafile's files do.
 ape() {
         said=$("$work/ape" 2>&1) && [ "$said" = "$work/ape" ]
 }
@@ -97,14 +97,14 @@ is_disabled() {
         read -r state <"$TABLE/WSLInterop" && [ "$state" = disabled ]
 }
 
-# expect TEXT COMMAND...: COMMAND succeeds, which is what TEXT says.
+# expect TEXT COMMAND...: runs COMMAND, and reports by TEXT whether it succeeds.
 expect() {
         text=$1
         shift
         if "$@"; then ok "$text"; else not_ok "$text (Windows answered last: $(echo "$answer" | plain | tr -d '\n'))"; fi
 }
 
-# The administrator's start limit is not for this.
+# Without reset-failed, systemd would soon refuse to start the service so often.
 restart() {
         systemctl reset-failed "$SERVICE" 2>/dev/null
         systemctl restart "$SERVICE"
@@ -119,7 +119,7 @@ launch_until_told() {
         echo "$count $lost" >"$work/launches"
 }
 
-# launching TEXT COMMAND...: start Windows programs over and over while a command runs.
+# launching TEXT COMMAND...: starts Windows programs over and over while COMMAND runs.
 launching() {
         text=$1
         shift
@@ -142,7 +142,7 @@ put_back() {
         : >"$work/enough"
         wait
         rm -f "$RULES"
-        for name in on-wsl-rival on-wsl-format on-wsl-ape; do
+        for name in on-wsl-rival on-wsl-rule on-wsl-ape; do
                 if has "$name"; then echo -1 >"$TABLE/$name"; fi
         done
         if [ -e "$work/disabled" ] && is_disabled; then echo 1 >"$TABLE/WSLInterop"; fi
@@ -152,7 +152,7 @@ put_back() {
 
 ### Where this runs
 
-[ "$(id -u)" = 0 ] || { echo "check.sh: run this as root: sudo $0" >&2; exit 3; }
+[ "$(id -u)" = 0 ] || { echo "check.sh: run this as root: sudo sh $0" >&2; exit 3; }
 if [ ! -d /run/systemd/system ]; then
         echo "check.sh: systemd does not run here: [boot] systemd=true in /etc/wsl.conf" >&2
         exit 3
@@ -177,13 +177,13 @@ for unit in "$SERVICE" binfmt-support.service; do
         override=/run/systemd/generator/$unit.d/override.conf
         [ ! -e "$override" ] || fact "override of WSL" "$override"
 done
-fact "over status" "$(sed -n "s,^[^ ]* [^ ]* [^ ]* \([^ ]*\) $TABLE/status .*,\1,p" /proc/self/mountinfo | tail -n 1)"
-fact "systemd is" "$(systemctl is-system-running)"
+fact "mounted on status" "$(sed -n "s,^[^ ]* [^ ]* [^ ]* \([^ ]*\) $TABLE/status .*,\1,p" /proc/self/mountinfo | tail -n 1)"
+fact "state of systemd" "$(systemctl is-system-running)"
 fact entries "$(ls -U "$TABLE" | grep -v -e '^register$' -e '^status$' | tr '\n' ' ')"
 wsl-binfmt status
 
 if [ -z "$yes" ]; then
-        printf '%s\n' '```' "This restarts $SERVICE over and over, and changes entries of the table for moments."
+        printf '%s\n' '```' "This script restarts $SERVICE over and over, and changes entries of the table for moments."
         [ -z "$wipe" ] || echo "It EMPTIES the table: distros without this package lose their entries until they restart."
         [ -z "$second" ] || echo "It TERMINATES the distro $second, with all that runs in it."
         printf 'Go on? [y/N] '
@@ -196,7 +196,7 @@ work=$(mktemp -d) || exit 3
 trap put_back EXIT
 trap 'exit 130' INT TERM HUP
 
-### What has to hold
+### The checks
 
 expect "Windows answers" windows
 expect "wsl-binfmt finds nothing wrong" sh -c 'wsl-binfmt status --fail-on=warning >/dev/null'
@@ -221,38 +221,39 @@ launching "reload" systemctl reload-or-restart "$SERVICE"
 launching "daemon-reload" systemctl daemon-reload
 launching "daemon-reexec" systemctl daemon-reexec
 
-# As the triggers of Fedora's and Arch's packages run it. systemd 250 to 261 make it fail where WSL refuses a wipe.
+# As packages of Fedora and Arch do after an installation. systemd-binfmt of systemd 250 to 261 fails if WSL refuses the
+# wipe.
 run_directly() {
         /usr/lib/systemd/systemd-binfmt 2>/dev/null || :
 }
 mkdir -p "${RULES%/*}"
-echo ':on-wsl-format:M::on-wsl-check::/bin/true:' >"$RULES"
+echo ':on-wsl-rule:M::on-wsl-check::/bin/true:' >"$RULES"
 restart
 if [ "$(systemctl show --value --property=ConditionResult "$SERVICE")" != yes ]; then
-        skipped "rules of binfmt.d: $SERVICE does not start here, see: systemctl status $SERVICE"
+        skipped "rules of binfmt.d: $SERVICE does not start here; see: systemctl status $SERVICE"
         rm -f "$RULES"
 else
-        expect "a rule of binfmt.d is registered" has on-wsl-format
+        expect "a rule of binfmt.d is registered" has on-wsl-rule
         launching "systemd-binfmt is run outside of its service" run_directly
         systemctl stop "$SERVICE"
         sleep 1
-        expect "its entry ends with the service" soon has_not on-wsl-format
+        expect "the entry ends with the service" soon has_not on-wsl-rule
         restart
         rm -f "$RULES"
         restart
-        expect "its entry ends with the rule" soon has_not on-wsl-format
+        expect "the entry ends with its rule" soon has_not on-wsl-rule
 
         echo ':on-wsl-rival:M::MZ::/bin/false:' >"$RULES"
         restart
         expect "a rival in binfmt.d is outranked" soon windows
         rm -f "$RULES"
         restart
-        expect "and ends with its rule" soon has_not on-wsl-rival
+        expect "a rival in binfmt.d ends with its rule" soon has_not on-wsl-rival
 fi
 
 echo ':on-wsl-rival:M::MZ::/bin/false:' >"$TABLE/register"
 expect "a rival is outranked" soon windows
-expect "and left in the table" has on-wsl-rival
+expect "a rival stays in the table" has on-wsl-rival
 echo -1 >"$TABLE/on-wsl-rival"
 
 is_back() {
@@ -266,22 +267,22 @@ echo -1 >"$TABLE/on-wsl-ape"
 : >"$work/disabled"
 echo 0 >"$TABLE/WSLInterop"
 restart
-expect "WSLInterop disabled by hand stays so" is_disabled
+expect "WSLInterop disabled by hand stays disabled" is_disabled
 echo 1 >"$TABLE/WSLInterop"
 rm -f "$work/disabled"
-expect "and enabled again" windows
+expect "Windows answers when WSLInterop is enabled again" windows
 
 if { echo -1 >"$TABLE/status"; } 2>/dev/null; then
         not_ok "nothing in this distro can empty the table"
 else
         ok "nothing in this distro can empty the table"
 fi
-# As another distro or a container does, by a mount of its own.
+# Another distro or a container has a mount of the table, without the guard.
 empty_table() {
         unshare --mount sh -c 'mount -t binfmt_misc binfmt_misc /mnt && echo -1 >/mnt/status'
 }
 if [ -z "$wipe" ]; then
-        skipped "another distro empties the table (--wipe)"
+        skipped "another distro empties the table (needs --wipe)"
 else
         empty_table
         expect "another distro empties the table" soon is_back
@@ -291,7 +292,7 @@ peer() {
         "$WSL" -d "$second" -e true </dev/null && sleep 2 && "$WSL" --terminate "$second" </dev/null >/dev/null && sleep 2
 }
 if [ -z "$second" ] || [ -z "$WSL" ]; then
-        skipped "another distro starts and ends (--second DISTRO)"
+        skipped "another distro starts and ends (needs --second DISTRO)"
 else
         launching "another distro starts and ends" peer
 fi

@@ -48,12 +48,12 @@ MANAGERS = {
 
 # The watch of version 0.2.0.
 PREVIOUS_WATCH = "wsl-binfmt.service"
-# Leaves a stand-in and a note of version 0.2.0, as binfmt-support.service did when it was killed on its way.
+# Leaves the temporary entry and the state file of version 0.2.0, as its binfmt-support.service did when it was killed.
 KILLED = "INVOCATION_ID=1 /usr/lib/wsl-binfmt-generator/service-hook starting binfmt-support.service yes"
 
 
 def assert_that_the_previous_release_is_gone(distro: bed.Distro) -> None:
-    """Its watch has been stopped, and neither its files in /run nor its stand-ins are left."""
+    """Its watch has been stopped, and neither its files in /run nor its temporary entries are left."""
     units = distro.systemctl("list-units", "--all", "--plain", "--no-legend", "wsl-binfmt*")
     assert {line.split()[0] for line in units.splitlines()} <= {"wsl-binfmt-watch.service", "wsl-binfmt-boot.service"}
     assert distro.systemctl("is-active", "wsl-binfmt-watch.service").strip() == "active"

@@ -101,7 +101,7 @@ def test_the_installation_starts_nothing(image: Image) -> None:
     assert list(image.table[0]) == ["x"]
     assert not (image.layer / "etc/systemd").exists()
     if image.manager == "pacman":
-        assert said.splitlines()[0].startswith("On WSL, it works from the next start of the distro on; ")
+        assert said.splitlines()[0].startswith("On WSL, this package takes effect when the distro starts again. ")
         assert said.splitlines()[2:] == ["(1/1) Compiling the modules of wsl-binfmt..."]
     else:
         assert said == ""

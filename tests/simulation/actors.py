@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generator
 
 import world
 from scheduler import Actor, Process, Script, Scripted, Simulation
-from wsl_binfmt import own, rules, watch
+from wsl_binfmt import command, own, rules, watch
 
 if TYPE_CHECKING:
     from world import Distro
@@ -73,7 +73,7 @@ def update_binfmts(distro: Distro) -> Step:
 
 
 def update_binfmts_disable(distro: Distro) -> Step:
-    """Do as `update-binfmts --disable` does, whoever has registered them."""
+    """Remove entries by their names as `update-binfmts --disable` does, whichever program has registered them."""
     there = yield from names()
     for rule in distro.rules()["binfmt-support.service"]:
         if name_of(rule) in there:
@@ -103,7 +103,7 @@ def is_active(distro: Distro, service: str) -> bool:
 
 def boot_service(simulation: Simulation, distro: Distro) -> Step:
     """Register WSLInterop if it is missing when wsl-binfmt-boot.service starts."""
-    if distro.protected and simulation.table.get("WSLInterop") is None:
+    if distro.has_watch and simulation.table.get("WSLInterop") is None:
         yield 0.003
         yield from put("WSLInterop", b"-1")
         yield from put("register", world.WSL)
@@ -117,6 +117,7 @@ def start(simulation: Simulation, distro: Distro, service: str) -> Step:
     distro.failed.discard(service)
     yield from link(distro, service, simulation.operations)
     distro.started[service] = simulation.now
+    yield 0.002  # systemd starts the program after that
     program = systemd_binfmt(distro, is_service=True) if service == rules.SYSTEMD_BINFMT else update_binfmts(distro)
     if not (yield from program):
         distro.failed.add(service)
@@ -129,6 +130,9 @@ def start(simulation: Simulation, distro: Distro, service: str) -> Step:
 def stop(simulation: Simulation, distro: Distro, service: str) -> Step:
     """Stop a service."""
     if is_active(distro, service):
+        left = 0.0
+        if distro.protected and not distro.has_watch:
+            left = yield from leave(simulation, distro, service)
         if not distro.protected and distro.generation != "2.6":
             if service == rules.SYSTEMD_BINFMT:
                 yield from wipe(distro)
@@ -138,7 +142,21 @@ def stop(simulation: Simulation, distro: Distro, service: str) -> Step:
         process = watch_of(simulation, distro)
         # One that has not seen the start cannot see the stop.
         is_known = process and process.looked > distro.started.get(service, 0.0)
-        distro.stopped[service] = simulation.now if is_known else 0.0
+        distro.stopped[service] = simulation.now if is_known else left
+
+
+def leave(simulation: Simulation, distro: Distro, service: str) -> Step:
+    """Do as `wsl-binfmt leave` does, where there is no watch; returns when, or 0 if that failed."""
+    distro.watches += 1
+    name, began, status = f"leave {distro.name}{distro.watches}", simulation.now, [1]
+
+    def main() -> None:
+        status[:] = [command.run(["leave", service])]
+
+    process = simulation.start_process(name, distro, main)
+    while not process.has_ended:
+        yield 0.001
+    return 0.0 if status[0] else began
 
 
 def restart(simulation: Simulation, distro: Distro, service: str) -> Step:
@@ -188,7 +206,7 @@ def start_watch(simulation: Simulation, distro: Distro) -> None:
         except OSError as e:
             tell(f"ends: {e}")
 
-    if watch_of(simulation, distro) is None:
+    if distro.has_watch and watch_of(simulation, distro) is None:
         distro.watches += 1
         simulation.start_process(f"watch {distro.name}{distro.watches}", distro, main)
 
@@ -202,7 +220,7 @@ def watch_ends(process: Process) -> None:
             start_watch(process.simulation, distro)
 
     distro = process.distro
-    if distro.is_up and not distro.is_shutting_down:
+    if distro.has_watch and distro.is_up and not distro.is_shutting_down:
         process.simulation.start(f"systemd of {distro.name}", distro, "service", again())
 
 
@@ -216,9 +234,9 @@ def boot(simulation: Simulation, distro: Distro) -> Step:
     yield from boot_service(simulation, distro)
     for service in rules.SERVICES:
         yield from start(simulation, distro, service)
-    if distro.protected:
+    if distro.has_watch:
         start_watch(simulation, distro)
-    elif distro.generation == "2.0.9":
+    elif not distro.protected and distro.generation == "2.0.9":
         yield from put("register", LATE)
 
 
@@ -241,10 +259,10 @@ def shutdown(simulation: Simulation, distro: Distro) -> Step:
     yield from wipe(distro)
     yield from signal(distro, SIGTERM)
     deadline = simulation.now + 10
-    has_watch = watch_of(simulation, distro) is not None
+    had_watch = not distro.has_watch or watch_of(simulation, distro) is not None
     while watch_of(simulation, distro) and simulation.now < deadline:
         yield 0.001
-    distro.ended_cleanly = has_watch and watch_of(simulation, distro) is None
+    distro.ended_cleanly = had_watch and watch_of(simulation, distro) is None
     yield from ends(simulation, distro)
 
 

@@ -50,7 +50,7 @@ class History:
     """What is to happen."""
 
     seed: str
-    distros: tuple[tuple[bool, str, tuple[int, ...], tuple[int, ...]], ...]
+    distros: tuple[tuple[str, str, tuple[int, ...], tuple[int, ...]], ...]
     events: tuple[Event, ...]
     rounds: int
     slow: float  # how probable it is that an operation waits for the processor: milliseconds, or up to seconds
@@ -59,13 +59,12 @@ class History:
     def describe(self) -> list[str]:
         """Say what is to happen, a line each."""
         lines = []
-        for number, (is_protected, generation, *own) in enumerate(self.distros):
+        for number, (kind, generation, *own) in enumerate(self.distros):
             names = [
                 [actors.name_of((events.OWN + events.RIVALS)[rule]) for rule in rules_of_one] for rules_of_one in own
             ]
-            kind = f"{'protected' if is_protected else 'without this package'}, WSL {generation}"
             rules = f"binfmt.d: {' '.join(names[0]) or 'none'}, binfmt-support: {' '.join(names[1]) or 'none'}"
-            lines.append(f"distro {LETTERS[number]}: {kind}, {rules}")
+            lines.append(f"distro {LETTERS[number]}: {kind}, WSL {generation}, {rules}")
         return [*lines, *map(str, self.events)]
 
 
@@ -78,10 +77,9 @@ def draw(seed: str, kinds: Collection[str] = ()) -> History:
         if drawn.random() < 0.15:
             of_binfmt_d.append(len(events.OWN) + drawn.randrange(len(events.RIVALS)))
         of_update_binfmts = drawn.sample(range(len(events.OWN)), drawn.choice((0, 0, 0, 1, 2)))
-        is_protected = number == 0 or drawn.random() < 0.7
-        distros.append(
-            (is_protected, drawn.choice(("2.0.9", "2.6", "3.0")), tuple(of_binfmt_d), tuple(of_update_binfmts))
-        )
+        share = 0.5 if number == 0 else drawn.random()
+        kind = world.WITHOUT if share >= 0.7 else world.WITHOUT_INTEROP if share < 0.1 else world.PROTECTED
+        distros.append((kind, drawn.choice(("2.0.9", "2.6", "3.0")), tuple(of_binfmt_d), tuple(of_update_binfmts)))
     rounds = drawn.choice((1, 2, 2, 3))
     length = 10 ** drawn.uniform(-3, 0.4)
     among = [*kinds] or drawn.sample(list(events.EVENTS), drawn.choice((2, 3, 3, 5, 8, len(events.EVENTS))))
@@ -101,8 +99,8 @@ def simulate(history: History, *, verbose: bool = False) -> Simulation:
     simulation = Simulation(history.seed, history.slow, history.late, verbose=verbose)
     simulation.promises = Promises(simulation)
     simulation.on_end = actors.watch_ends
-    for number, (is_protected, generation, of_binfmt_d, of_update_binfmts) in enumerate(history.distros):
-        distro = world.Distro(number, protected=is_protected, generation=generation)
+    for number, (kind, generation, of_binfmt_d, of_update_binfmts) in enumerate(history.distros):
+        distro = world.Distro(number, kind, generation)
         for rule in of_binfmt_d:
             events.add_rule(distro, (events.OWN + events.RIVALS)[rule])
         for rule in of_update_binfmts:
@@ -189,13 +187,13 @@ def shrink(history: History, promise: str, tries: int = 400) -> History:
         candidates += [dataclasses.replace(history, slow=0.0, late=0.0), dataclasses.replace(history, late=0.0)]
         used = max((event.distro for event in history.events), default=0) + 1
         candidates += [dataclasses.replace(history, distros=history.distros[:used])]
-        for index, (is_protected, generation, *own) in enumerate(history.distros):
+        for index, (kind, generation, *own) in enumerate(history.distros):
             for part in 0, 1:
                 for left_out in own[part]:
                     less = [
                         tuple(rule for rule in own[part] if rule != left_out) if part == p else own[p] for p in (0, 1)
                     ]
-                    changed_distro = (is_protected, generation, less[0], less[1])
+                    changed_distro = (kind, generation, less[0], less[1])
                     distros = (*history.distros[:index], changed_distro, *history.distros[index + 1 :])
                     candidates.append(dataclasses.replace(history, distros=distros))
         for smaller in candidates:

@@ -33,7 +33,7 @@ FAULTS = [
     Fault(
         "APE is not told from others",
         "interop",
-        "return entry.enabled and not is_rival(entry) and is_for_some",
+        "return not is_rival(entry) and is_for_some",
         "return False",
     ),
     Fault("a rival by its extension is none", "interop", "(is_exe or any(", "(any("),
@@ -67,16 +67,16 @@ FAULTS = [
     ),
     Fault("an old look decides", "interop", "if plan[1] != MISSING or not was_free:", "if False:"),
     Fault("quiet is not waited for", "own", "QUIET = 0.05", "QUIET = 0.0", ("wipe", "direct run", "restart")),
-    Fault("a wipe is taken for removals", "own", "return not is_any_left and", "return False and"),
+    Fault("a wipe is taken for removals", "own", "wiped = not is_any_left and not all(", "wiped = False and not all("),
     Fault("a removal is taken for a wipe", "own", "is_any_left = any(", "is_any_left = all("),
     Fault("a mark goes at once", "own", "now >= self._marks[inode] + SECOND", "True", ("reboot", "stop")),
     Fault("a mark stays", "own", "now >= self._marks[inode] + SECOND", "False"),
-    Fault("a mark of others is ignored", "own", "if any(name != self.mark for name in marks)", "if False"),
+    Fault("a mark of others is ignored", "own", "if self._gone and any(", "if False and any("),
     Fault(
         "no mark",
         "own",
-        "table.register(LEAVING_RULE.format(self.mark).encode())\n            table.disable(self.mark)",
-        "pass",
+        "            table.register(LEAVING_RULE.format(self.mark).encode())\n            table.disable(self.mark)\n",
+        "",
     ),
     Fault(
         "a restart is a stop", "own", "if now >= since + SECOND:\n                del", "if True:\n                del"
@@ -90,12 +90,11 @@ FAULTS = [
     Fault(
         "a disabled own entry comes back enabled",
         "own",
-        "if name not in entries and name not in self._disabled]",
-        "if name not in entries]",
+        "if enabled and name not in entries}",
+        "if name not in entries}",
     ),
-    Fault("what is lost is not saved", "own", '"lost": [*self._lost]', '"lost": []', ("wipe", "kill watch")),
     Fault("a stop is not saved", "own", 'dict.fromkeys(self._stopped, "stopped")', "{}", ("stop", "kill watch")),
-    Fault("a rule for every program comes back", "own", "if not _is_for_this_program(rule):", "if True:"),
+    Fault("a rule for every program comes back", "own", "if not _is_for_this_program(own[1]):", "if True:"),
     Fault(
         "a stop of a service is not seen",
         "own",
@@ -107,8 +106,9 @@ FAULTS = [
     Fault(
         "a reload is not passed on", "watch", "reloaded=received == signal.SIGHUP", "reloaded=False", ("change rules",)
     ),
-    Fault("nothing is looked at again", "watch", "return min(filter(None, (plan[2], due)), default=0.0)", "return 0.0"),
+    Fault("nothing is looked at again", "watch", "default=0.0)", "default=0.0) * 0"),
     Fault("the state is not saved", "watch", "state.save(known)", "pass"),
+    Fault("without a watch, nothing is removed", "command", "entries.leave(args[1:])", "pass", ("stop", "reboot")),
 ]
 
 

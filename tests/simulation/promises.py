@@ -76,7 +76,7 @@ class Promises:
         self._before = list(self._table.entries)
         # At its end, a distro removes its own entries all the same.
         is_touched = isinstance(actor, Process) and actor.looked_from > actor.distro.no_init_since > 0
-        if is_touched and actor.distro and not actor.distro.is_shutdown:
+        if is_touched and actor.distro and actor.distro.has_watch and not actor.distro.is_shutdown:
             self._simulation.breaks(f"{actor.name} writes to the table without an /init")
 
     def after_write(self, actor: Actor, file: Entry | str, data: bytes, failure: OSError | None) -> None:
@@ -160,7 +160,7 @@ class Promises:
         elif not self._table.enabled or self._is_off is not False or self._table.refuses:
             self._excuse = True
         if self._was_windows and not is_windows:
-            # A rule of the distro is a rival's: whoever registers it, it is the newest until a watch has looked.
+            # A rule of the distro is a rival's. When a program registers it, it is the newest until a watch has looked.
             is_rule = file == "register" and name not in (WSLINTEROP, TEMPORARY)
             if (
                 is_rule
@@ -293,7 +293,7 @@ class Promises:
         distro.seen |= process.looked_at
 
     def _forget_off(self) -> None:
-        """Nobody is left who knows that WSLInterop was disabled."""
+        """No watch is left that knows that WSLInterop was disabled."""
         wsl = self._table.get(WSLINTEROP)
         if self._is_off and (not wsl or wsl.enabled):
             watches = [
@@ -406,7 +406,8 @@ class Promises:
         return {"APE", WSLINTEROP} <= set(names) and names.index("APE") > names.index(WSLINTEROP)
 
     def _quiet_ape(self, there: dict[str, Entry]) -> None:
-        if self._ape and "APE" not in there and not self._wipes:
+        # It is gone for an instant while it is registered anew, which may be refused.
+        if self._ape and "APE" not in there and not self._wipes and not self._missed:
             self._simulation.breaks("APE is gone")
         if self._is_ape_behind(there) and there["APE"].enabled and not self._missed and not self._is_off:
             self._simulation.breaks("all is quiet, and APE is behind WSLInterop")
@@ -455,9 +456,11 @@ class Promises:
         """An entry is there that a rule of this distro makes, and of no other that is up."""
         if any(is_active(distro, service) or service in distro.failed for service in services):
             return
-        if distro.is_up:
+        # Without a watch, a start that failed leaves what it has registered, as systemd runs no ExecStop= then.
+        if distro.is_up or not distro.has_watch:
             ended = max(distro.stopped.get(service, 0.0) for service in services)
-            is_known = watch_of(self._simulation, distro) and not distro.changed_rules
+            has_watch = watch_of(self._simulation, distro) or not distro.has_watch
+            is_known = has_watch and not distro.changed_rules
         else:
             ended = distro.leaves
             is_known = distro.ended > self._began and distro.ended_cleanly

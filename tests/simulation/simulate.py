@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import itertools
 import multiprocessing
 import secrets
+import signal
 import sys
 import time
 from typing import Iterator, NamedTuple
@@ -55,7 +57,8 @@ def run(seeds: Iterator[str], seconds: float, jobs: int) -> tuple[list[Result], 
     count = operations = 0
     kinds: collections.Counter[str] = collections.Counter(dict.fromkeys(events.EVENTS, 0))
     pairs: set[tuple[str, str]] = set()
-    with multiprocessing.Pool(jobs, syscalls.install) as pool:
+    # Ctrl-C ends the run, with its summary.
+    with contextlib.suppress(KeyboardInterrupt), multiprocessing.Pool(jobs, _begin) as pool:
         # In parts: all that are left over are simulated to their end.
         while time.monotonic() < end:
             part = list(itertools.islice(seeds, 100 * jobs))
@@ -79,6 +82,11 @@ def run(seeds: Iterator[str], seconds: float, jobs: int) -> tuple[list[Result], 
     return broken, "\n".join(lines)
 
 
+def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    syscalls.install()
+
+
 def main() -> int:
     """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="simulation", description=__doc__)
@@ -97,12 +105,7 @@ def main() -> int:
         print(show(options.seed, whole=options.whole))
         return 0
     print(f"the seeds are {options.start}-0, {options.start}-1, ...", flush=True)
-    try:
-        broken, summary = run(
-            (f"{options.start}-{number}" for number in itertools.count()), options.seconds, options.jobs
-        )
-    except KeyboardInterrupt:
-        return 130
+    broken, summary = run((f"{options.start}-{number}" for number in itertools.count()), options.seconds, options.jobs)
     print(summary)
     with multiprocessing.Pool(1) as pool:
         print(pool.apply(reached.report, (f"{options.start}-branches",)))
@@ -118,4 +121,5 @@ def show_alone(seed: str) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main())

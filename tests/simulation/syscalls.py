@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Iterator
 
 import promises
 import world
-from wsl_binfmt import interop, own, rules, state, table, watch
+from wsl_binfmt import command, interop, own, rules, state, table, watch
 
 if TYPE_CHECKING:
     from scheduler import Process, Simulation
@@ -236,12 +236,18 @@ def _open(path: str | int, mode: str) -> io.BytesIO:
     return io.BytesIO(me.distro.files[path])
 
 
+def _tell(message: str, status: int) -> int:
+    Running.simulation.tell(process(), f"says: {message}")
+    return status
+
+
 def install() -> None:
     """Have the modules of the watch ask the simulation, for the rest of this process."""
     names = {"posix": Posix(), "fcntl": Fcntl(), "time": Time(), "signal": Signal(), "open": _open}
-    for module in table, interop, own, rules, state, watch:
+    for module in table, interop, own, rules, state, watch, command:
         for name, value in names.items():
             if name == "open" or hasattr(module, name):
                 setattr(module, name, value)
+    command.tell = _tell
     # They are computed of what `_signal` and `fcntl` have.
     setattr(watch, "SIGNALS", set(SIGNALS.values()))  # noqa: B010 - they are numbers here

@@ -142,7 +142,7 @@ def test_programs(tmp_path: Path, command: list[str], step: Callable[[world.Dist
     simulation = Simulation("recorded")
     written = Written()
     simulation.promises = cast("promises.Promises", written)
-    distro = world.Distro(0, protected=False, generation="2.0.9")
+    distro = world.Distro(0, world.WITHOUT, "2.0.9")
     distro.files.update(FILES)
     simulation.table.write("register", BEFORE.encode())
     simulation.start("program", None, "other", step(distro))

@@ -188,14 +188,19 @@ class Table:
         return next((interpreter for interpreter in others if interpreter != "/init"), "/init")
 
 
+PROTECTED, WITHOUT_INTEROP, WITHOUT = "protected", "protected, without interop", "without this package"
+
+
 class Distro:
     """A distro: its files, its services and what of it is in the table's way."""
 
-    def __init__(self, number: int, *, protected: bool = True, generation: str = "3.0") -> None:
+    def __init__(self, number: int, kind: str, generation: str) -> None:
         self.number = number
         self.name = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[number]
-        # Whether the package is installed there, and which WSL it runs on.
-        self.protected = protected
+        # Whether the package is installed there, has a watch, as it has not where wsl.conf switches Windows programs
+        # off; and which WSL it runs on.
+        self.protected = kind != WITHOUT
+        self.has_watch = kind == PROTECTED
         self.generation = generation
         self.pid_namespace = 4026530000 + number
         self.files: dict[str, bytes] = {}

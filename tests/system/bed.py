@@ -94,7 +94,7 @@ WSL_ENVIRONMENT = {
     "container_host_id": "windows",
     "container_host_version_id": "2.6.3",
 }
-# These would act on the machine around the distro, wait for hardware, or are for nobody in the test bed.
+# These would act on the machine around the distro, wait for hardware, or are of no use in the test bed.
 MASKED = (
     "cryptsetup.target",
     "dev-hugepages.mount",

@@ -151,9 +151,8 @@ def test_update_binfmts_by_hand(vm: Vm) -> None:
 @pytest.mark.parametrize("conf", ["", "[interop]\nenabled=false\n"])
 def test_they_end_with_the_distro(any_vm: Vm, conf: str) -> None:
     """After a shutdown, the entries of other distros are left; also of a distro that does not want WSLInterop."""
-    # binfmt-support.service is not stopped at a shutdown: the watch removes its entries.
-    files = {**OURS, "/etc/wsl.conf": conf, **({} if conf else OF_BINFMT_SUPPORT)}
-    ours = {"x", "y"} if conf else {"x", "y", "z"}
+    files = {**OURS, **OF_BINFMT_SUPPORT, "/etc/wsl.conf": conf}
+    ours = {"x", "y", "z"}
     with any_vm.distro(installed=False) as other, any_vm.distro(files=files) as distro:
         other.shell(f"echo ':theirs:M::theirs::/bin/true:' >{bed.TABLE}/register")
         if not conf:

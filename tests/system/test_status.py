@@ -89,8 +89,8 @@ class Case(NamedTuple):
     around: str = '"$@"'  # as of run()
     args: tuple[str, ...] = ()
     also: tuple[str, ...] = ()  # ids of what is wrong as well
-    after: tuple[str, ...] = ()  # ids of what is there when it is settled
-    has_fix: bool = True  # whether a command settles it here
+    after: tuple[str, ...] = ()  # ids of the problems that are there after the fix
+    has_fix: bool = True  # whether there is a command that mends it here
     generation: str = "none"
 
 
@@ -288,7 +288,7 @@ CASES = [
     Case("unit-failed", evidence="/usr/lib/binfmt.d/bad.conf:2", files={"/usr/lib/binfmt.d/bad.conf": "#\n:bad:M::\n"}),
     Case(
         "unit-failed",
-        evidence="read-only, by WSL's lock",
+        evidence="read-only, by WSL's guard",
         files={**RULE, **MASKED},
         also=("generator-masked",),
         generation="3.0",
@@ -406,7 +406,7 @@ def case_name(case: Case) -> str:
 
 @pytest.mark.parametrize("case", CASES, ids=case_name)
 def test_it_names_what_is_wrong(case: Case) -> None:
-    """To a user and to root; what settles it does so, for each who may do it."""
+    """To a user and to root. The fix mends it, if the user may run the fix."""
     with bed.Vm(case.generation) as vm, vm.distro(files={**SUDO, **case.files}, **case.options) as distro:
         distro.shell("chmod +x /usr/local/bin/sudo")
         case.make(vm, distro)
@@ -466,7 +466,7 @@ def test_a_read_only_table(read_only_vm: Vm, boot: Boot, user: str) -> None:
 
 
 def test_a_table_that_is_switched_off(vm: Vm, boot: Boot) -> None:
-    """Root looks behind the guard; another user is told that nobody did."""
+    """Root looks behind the guard. For another user, the answer says that this was not checked."""
     distro = boot(vm)
     vm.write("status", "0")
     try:
@@ -552,7 +552,7 @@ def test_a_launch_waits_longer_than_init(vm: Vm, boot: Boot) -> None:
 
 
 def test_sockets(vm: Vm, boot: Boot) -> None:
-    """As /init takes them; what is said to settle it does so, for a user as well."""
+    """As /init takes them. The fix mends it, for a user as well."""
     distro = boot(vm)
     program = distro.windows_program()
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.system
 
-# Those on which systemd-binfmt.service fails if it may not empty the table, WSL#41226.
+# The tested versions whose systemd-binfmt.service fails if it may not empty the table. All of 250 to 261 do, WSL#41226.
 FAILS_WHEN_REFUSED = 252, 254, 257
 
 

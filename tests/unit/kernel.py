@@ -30,7 +30,7 @@ class Table(world.Table):
         self.state: dict[str, object] = {}
         monkeypatch.setattr(table, "_write", self._write)
         monkeypatch.setattr(table, "entries", lambda: {entry.name: entry.inode for entry in self.entries})
-        monkeypatch.setattr(table, "registration", self._registration)
+        monkeypatch.setattr(table, "_read", self._read)
         monkeypatch.setattr(table, "Lock", _NoLock)
         monkeypatch.setattr(time, "monotonic", lambda: self.now)
         monkeypatch.setattr(state, "load", lambda: self.state)
@@ -56,15 +56,14 @@ class Table(world.Table):
         """Have another program remove an entry."""
         self.write(self.entry(name), b"-1")
 
-    def _registration(self, name: str) -> tuple[bytes, int] | None:
-        if name == "status":
-            return self.read(name), 1
-        entry = self.get(name)
-        return (entry.text, entry.inode) if entry else None
+    def _read(self, name: str) -> tuple[bytes, int]:
+        return self.read(file := self.open(name)), getattr(file, "inode", 1)
 
-    def _write(self, name: str, data: bytes) -> None:
-        self.writes.append((name, data))
-        self.write(self.open(name), data)
+    def _write(self, name: str, data: bytes, inode: int = 0) -> None:
+        entry = self.get(name)
+        if not entry or inode in (0, entry.inode):
+            self.writes.append((name, data))
+            self.write(self.open(name), data)
 
 
 class _NoLock:

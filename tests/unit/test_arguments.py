@@ -183,7 +183,7 @@ def test_nobody_listens(
 
 
 def test_unexpected(distro: support.Machine) -> None:
-    """What nobody thought of is one line as well, and exit status 1."""
+    """An exception that the program does not expect is one line as well, and exit status 1."""
     program = f"""
 import runpy, sys, posix
 sys.argv = ["wsl-binfmt-generator", {str(distro.out)!r}]

@@ -90,7 +90,7 @@ def test_link(distro: support.Machine) -> None:
 
 
 def test_fifo(distro: support.Machine) -> None:
-    """Nobody writes to it, and nobody waits for that."""
+    """No process writes to the FIFO, and the generator does not wait for one."""
     os.mkfifo(distro.conf)
     assert_ignored(distro, NO_FILE)
 

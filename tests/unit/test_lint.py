@@ -99,7 +99,7 @@ def test_python3_minimal() -> None:
 
 
 def test_no_module_is_long() -> None:
-    """Nobody reads a module of more than 400 lines."""
+    """A module has at most 400 lines, so that it can be read at once."""
     assert [path.name for path in SOURCES if path.suffix and len(path.read_text().splitlines()) > 400] == []
 
 

@@ -24,7 +24,7 @@ def test_answer(name: str, request: pytest.FixtureRequest) -> None:
 
 
 def test_every_problem_has_a_machine() -> None:
-    """What no machine shows, nobody has read."""
+    """Each problem is shown by a machine, so that its text has been read."""
     shown = set()
     for name in machines.NAMES:
         shown |= set(

@@ -56,9 +56,9 @@ OPENERS = {
 def not_in_path(machine: m.Machine) -> Iterator[Found]:
     """Windows has the program, and it is not in PATH.
 
-    WSL adds the folders of Windows to PATH, unless `appendWindowsPath=false`
-    under [interop] in /etc/wsl.conf says otherwise. A profile, sudo or a service
-    may set PATH anew without them. Linux needs the whole name, with its ".exe".
+    WSL adds the folders of Windows to PATH, unless `appendWindowsPath=false` is
+    under [interop] in /etc/wsl.conf. A profile, sudo or a service may set PATH
+    without them. Linux needs the whole name of the program, with ".exe".
 
     Add the folder to PATH, or call the program by its whole path.
     """
@@ -71,9 +71,9 @@ def not_in_path(machine: m.Machine) -> Iterator[Found]:
     advice, needs_restart = "", False
     if off and off.value.lower() in ("false", "0"):
         evidence.append(f"{at_line(off.line)}: appendWindowsPath=false in [interop]")
-        advice = f"Or remove that line: {edit(WSL_CONF, off.line)}; it counts from the next start of the distro on."
+        advice = f"Or remove that line: {edit(WSL_CONF, off.line)}; it takes effect when the distro starts again."
         if is_pending(machine):
-            evidence.append(f"{WSL_CONF} has changed since this distro has started")
+            evidence.append(f"{WSL_CONF} has changed since this distro started")
     elif machine.session.has_sudo:
         evidence.append("sudo sets PATH anew: secure_path in /etc/sudoers")
     elif not any("/Windows" in each for each in machine.session.path):
@@ -102,12 +102,12 @@ def not_in_path(machine: m.Machine) -> Iterator[Found]:
 def exe_not_executable(machine: m.Machine) -> Iterator[Found]:
     """The file cannot be executed.
 
-    The table is not what fails. Drives of Windows take their modes from the
-    options fmask, umask and metadata under [automount] in /etc/wsl.conf, or from
-    what Windows lets you do.
+    The table is not what fails. On a drive of Windows, the modes of files come
+    from the options fmask, umask and metadata under [automount] in
+    /etc/wsl.conf, or from the permissions that Windows has.
 
-    Give it the right to be executed; on a drive of Windows, where that right is
-    taken away.
+    Make the file executable with chmod. On a drive of Windows, change the option
+    or the permission that takes the right away.
     """
     program = machine.program
     if program is None:
@@ -165,10 +165,12 @@ def exe_not_for_default_user(machine: m.Machine) -> Iterator[Found]:
     """Windows may not read the program: it ends with "Permission denied".
 
     Windows opens a program in the Linux file system as the distro's default
-    user, whoever runs it. That user is `default=` under [user] in /etc/wsl.conf,
-    or else as a rule the one with the number 1000.
+    user, no matter which user runs it. `default=` under [user] in /etc/wsl.conf
+    names the default user. Without it, that is usually the user with the number
+    1000.
 
-    Move the program where that user may read it, such as to /usr/local/bin.
+    Move the program to a place where the default user may read it, such as
+    /usr/local/bin.
     """
     program = machine.program
     if program is None or not program.may_execute or not subject.of(machine).is_for_windows:
@@ -191,9 +193,10 @@ def exe_not_for_default_user(machine: m.Machine) -> Iterator[Found]:
 def app_execution_alias(machine: m.Machine) -> Iterator[Found]:
     """The file is an app execution alias of Windows, which Linux sees as empty.
 
-    Programs of the Microsoft Store, such as python.exe and wt.exe, are below
-    Microsoft/WindowsApps as links that only Windows understands. Start it by
-    cmd.exe.
+    Programs of the Microsoft Store, such as python.exe and wt.exe, are links
+    below Microsoft/WindowsApps that only Windows understands.
+
+    Start the program by `cmd.exe /c NAME`.
     """
     if is_alias(machine):
         name = os.path.basename(machine.program.place.path) if machine.program else ""
@@ -208,13 +211,13 @@ def is_alias(machine: m.Machine) -> bool:
 
 @problem(ERROR, FILE)
 def interpreter_missing(machine: m.Machine) -> Iterator[Found]:
-    """What is to run the file is not there.
+    """The interpreter of the file is missing.
 
     A script names its interpreter in its first line, an entry of the table names
-    one, and an ELF file names a loader. The kernel then says "No such file or
-    directory", although the file is there.
+    one, and an ELF file names a loader. If the interpreter is missing, the kernel
+    says "No such file or directory", although the file is there.
 
-    Install what is named, or mend the line that names it.
+    Install the interpreter, or correct the line that names it.
     """
     program = machine.program
     if program is None:
@@ -298,7 +301,8 @@ def rule_not_registered(machine: m.Machine) -> Iterator[Found]:
     be masked, or skipped by a condition, or have failed; or an administrator or
     a container has removed the entry since.
 
-    Restart that service, once nothing keeps it from registering.
+    Mend what keeps the service from registering the rule, and restart the
+    service.
     """
     rule = _rule(machine) if _is_asked(machine) and not _candidates(machine) else None
     if rule is None:
@@ -325,10 +329,10 @@ def nothing_runs_it(machine: m.Machine) -> Iterator[Found]:
     """Nothing on this machine runs such a file.
 
     The kernel runs programs for its own processor, and scripts whose first line
-    names an interpreter. For all others there has to be an entry in the table,
-    such as those of an emulator.
+    names an interpreter. Any other file needs an entry in the table. Emulators
+    bring such entries.
 
-    For a program of another processor, install an emulator.
+    For a program for another processor, install an emulator.
     """
     program = machine.program
     about = subject.of(machine)
@@ -362,10 +366,10 @@ def nothing_runs_it(machine: m.Machine) -> Iterator[Found]:
 def launch_failed(machine: m.Machine) -> Iterator[Found]:
     """The program was launched, and did not start.
 
-    The launch says which layer failed: the file, the table, the interpreter, or
-    Windows, which is all behind /init; what was said; and what that means.
+    The evidence is the layer that failed, and the message. The layers are the
+    file, the table, the interpreter, and Windows with /init.
 
-    The meaning of each message is given with it.
+    The sentence below the evidence says what the message means.
     """
     outcome = launch.outcome(machine)
     if outcome and outcome.started is False:

@@ -67,9 +67,9 @@ def wants(machine: m.Machine, name: str) -> bool:
 def generator_masked(machine: m.Machine) -> Iterator[Found]:
     """Another file hides the generator, so that nothing protects this distro.
 
-    systemd runs the file of that name in the directory that comes first. A link
-    to /dev/null is a way to switch this package off: if that was on purpose,
-    leave it.
+    Of several generators with the same name, systemd runs only that in the first
+    directory. A link to /dev/null is a way to switch this package off. If that
+    was on purpose, leave it.
     """
     masked = machine.protection.masked_by
     if masked and machine.system.has_systemd:
@@ -84,9 +84,9 @@ def generator_masked(machine: m.Machine) -> Iterator[Found]:
 def generator_missing_output(machine: m.Machine) -> Iterator[Found]:
     """The generator ran and failed.
 
-    Its message in the kernel log says what could not be written.
+    Its message in the kernel log says why.
 
-    Mend that, and run `sudo systemctl daemon-reload`.
+    Mend the cause, and run `sudo systemctl daemon-reload`.
     """
     failure = _failure(machine)
     if failure and _is_reload_due(machine):
@@ -106,8 +106,8 @@ def _failure(machine: m.Machine) -> str:
 def reload_needed(machine: m.Machine) -> Iterator[Found]:
     """What the generator has written is out of date.
 
-    /etc/wsl.conf, a drop-in or this package has changed since systemd has run
-    the generators, or systemd has not read what they wrote.
+    /etc/wsl.conf, a drop-in or this package has changed since systemd ran the
+    generators, or systemd has not read what they wrote.
 
     Run `sudo systemctl daemon-reload`.
     """
@@ -122,7 +122,7 @@ def reload_needed(machine: m.Machine) -> Iterator[Found]:
 
 
 def _is_reload_due(machine: m.Machine) -> bool:
-    # What was changed since the distro has started counts from its next start on.
+    # A change since the distro started takes effect at its next start.
     is_known = machine.conf.state in (m.THERE, m.GONE) and not is_pending(machine)
     return is_known and machine.system.has_systemd and not machine.protection.masked_by and bool(_stale(machine))
 
@@ -153,12 +153,12 @@ def is_guarded_by_drop_in(service: m.Unit) -> bool:
 
 @problem(WARNING)
 def override_in_the_way(machine: m.Machine) -> Iterator[Found]:
-    """A drop-in undoes what those of this package do.
+    """A drop-in undoes a drop-in of this package.
 
-    It empties the setting BindPaths=, or hides the drop-in by its name. A start
-    or stop of the service then empties the table.
+    It empties the setting BindPaths=, or hides the drop-in of this package by
+    having its name. A start or stop of the service then empties the table.
 
-    Take that line out of it, or give the file another name.
+    Remove that line, or give the file another name.
     """
     for name in SERVICES:
         service = unit(machine, name)
@@ -191,10 +191,11 @@ def put_away(file: m.DropIn) -> str:
 def guard_inactive(machine: m.Machine) -> Iterator[Found]:
     """Nothing keeps this distro from emptying the table.
 
-    The guard is a file that cannot be written, over the table's file `status`.
-    Without it, the shutdown of this distro empties the table for all distros.
+    The guard is a read-only file, mounted over the table's file `status`. Without
+    the guard, the shutdown of this distro empties the table for all distros.
 
-    Start it; `systemctl status` of it says why it is not active.
+    Start the guard. `systemctl status proc-sys-fs-binfmt_misc-status.mount` says
+    why it is not active.
     """
     state = unit(machine, GUARD)
     if machine.protection.units is None or state.load == "masked" or not wants(machine, GUARD):
@@ -211,7 +212,8 @@ def watch_inactive(machine: m.Machine) -> Iterator[Found]:
     an entry that takes Windows programs. The watch is the process that repairs
     that.
 
-    Start it; `systemctl status wsl-binfmt-watch.service` says why it does not run.
+    Start the watch. `systemctl status wsl-binfmt-watch.service` says why it does
+    not run.
     """
     state = unit(machine, WATCH)
     if state.load == "masked" or not wants(machine, WATCH) or not can_change(machine):
@@ -235,10 +237,11 @@ def watch_inactive(machine: m.Machine) -> Iterator[Found]:
 def unit_masked(machine: m.Machine) -> Iterator[Found]:
     """A unit is masked.
 
-    If that was on purpose, leave it. Many people were advised to mask
-    systemd-binfmt.service, as it removed WSLInterop. With this package it does
-    not, and unmasking it is safe. While it is masked, no rule of binfmt.d is
-    registered, and nothing else is at risk, so for that service this is a note.
+    If that was on purpose, leave it. Many users were advised to mask
+    systemd-binfmt.service, as it removed WSLInterop. With this package, the
+    service does not do so, and unmasking it is safe. For that service this is a
+    note: while it is masked, the rules of binfmt.d are not registered, and nothing
+    else is wrong.
     """
     for name in (GUARD, WATCH, SERVICE):
         state = unit(machine, name)
@@ -268,9 +271,9 @@ def unit_masked(machine: m.Machine) -> Iterator[Found]:
 def drop_in_set_aside(machine: m.Machine) -> Iterator[Found]:
     """A drop-in that registers WSLInterop has no effect any more.
 
-    It did what this package does, and would fail beside it. So the generator
-    hides it, by a link to /dev/null below /run/systemd/generator.early. The file
-    itself is as it was. It may be removed.
+    It does what this package does, and would fail beside it. So the generator
+    masks it, by a link to /dev/null below /run/systemd/generator.early. The file
+    itself is unchanged. You may remove it.
     """
     for path in machine.protection.set_aside:
         yield Found([path])

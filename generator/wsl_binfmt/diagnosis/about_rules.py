@@ -76,12 +76,13 @@ def lift(drop_ins: List[m.DropIn]) -> str:
 def unit_skipped(machine: m.Machine) -> Iterator[Found]:
     """systemd-binfmt.service was skipped: no rule of binfmt.d is registered.
 
-    A condition does not hold, such as ConditionVirtualization=!wsl in a drop-in
-    that Ubuntu has had in /usr/lib, and that Microsoft has documented. It was to
-    protect WSLInterop. With this package the service does not remove WSLInterop,
+    A condition was not met, such as ConditionVirtualization=!wsl in a drop-in of
+    Ubuntu in /usr/lib, which Microsoft has documented as well. Its purpose was to
+    protect WSLInterop. With this package, the service does not remove WSLInterop,
     and lifting the condition is safe. Do not write an empty
-    ConditionVirtualization=: that drops every condition of the unit.
-    Windows programs start; those for other processors do not.
+    ConditionVirtualization=, which drops every condition of the unit.
+
+    Windows programs start. Programs for other processors do not.
     """
     rules = binfmt_d(machine)
     service = unit(machine, SERVICE)
@@ -101,13 +102,13 @@ def unit_skipped(machine: m.Machine) -> Iterator[Found]:
 def unit_failed(machine: m.Machine) -> Iterator[Found]:
     """systemd-binfmt.service has failed.
 
-    Either the kernel refused a rule of binfmt.d; the rules after it were
-    registered. Or WSL 2.8.9 or later did not let the service empty the table,
-    which makes systemd 250 to 261 fail, if the drop-in of this package is not in
-    effect. The system is then `degraded`, and `nixos-rebuild switch` fails.
+    The kernel may have refused a rule of binfmt.d. The other rules were
+    registered. Or WSL 2.8.9 or later has not let the service empty the table: if
+    the drop-in of this package is not in effect, the service of systemd 250 to 261
+    then fails. The system is `degraded`, and `nixos-rebuild switch` fails.
 
-    Mend the rule, or what keeps the drop-in from its effect, and restart the
-    service.
+    Correct the rule, or mend what keeps the drop-in from being in effect. Then
+    restart the service.
     """
     for name in SERVICES[1:]:
         other = unit(machine, name)
@@ -140,7 +141,7 @@ def unit_failed(machine: m.Machine) -> Iterator[Found]:
         yield Found(
             [f"{table.DIRECTORY}/status is read-only, by {_owner(machine)}", *said[-1:]],
             f"{fixes[0]} && {RESTART}" if fixes and fixes[0] else None,
-            "This package's drop-in cures that; see why it is not in effect." if not fixes else "",
+            "The drop-in of this package mends that, but is not in effect." if not fixes else "",
             summary="systemd-binfmt.service has failed, as it may not empty the table: the system is degraded.",
         )
     else:
@@ -149,18 +150,18 @@ def unit_failed(machine: m.Machine) -> Iterator[Found]:
 
 def _owner(machine: m.Machine) -> str:
     over = machine.table.over_status
-    return "our guard" if over and "/wsl-binfmt-generator/" in over.root else "WSL's lock"
+    return "the guard of this package" if over and "/wsl-binfmt-generator/" in over.root else "WSL's guard"
 
 
 @problem(WARNING)
 def rule_redefines_wslinterop(machine: m.Machine) -> Iterator[Found]:
     """A rule of binfmt.d registers WSLInterop.
 
-    Each restart of systemd-binfmt.service registers it, and the watch has to
-    replace it, so that a program may fail. With this package the rule has no
-    use.
+    Each restart of systemd-binfmt.service removes WSLInterop and registers it
+    again. A program that starts in between may fail. With this package, the rule
+    is of no use.
 
-    Take it out.
+    Remove the rule.
     """
     for rule in binfmt_d(machine):
         if rule.name == interop.NAME:
@@ -171,12 +172,12 @@ def rule_redefines_wslinterop(machine: m.Machine) -> Iterator[Found]:
 def rule_matches_native(machine: m.Machine) -> Iterator[Found]:
     """A rule of binfmt.d matches the programs of this machine itself.
 
-    When it is registered, the kernel gives every program of every distro to its
-    interpreter, so that none runs. The watch never brings such an entry back.
-    If no program runs any more, a shell that is still open can remove the entry,
-    as root, by its own echo: `echo -1 >/proc/sys/fs/binfmt_misc/NAME`.
+    When the rule is registered, its interpreter handles every program of every
+    distro, so that none runs. The watch never registers such an entry again. If no
+    program runs any more, a root shell that is still open can remove the entry by
+    its own echo: `echo -1 >/proc/sys/fs/binfmt_misc/NAME`.
 
-    Take the rule out.
+    Remove the rule.
     """
     native = bytes.fromhex(machine.system.native)
     for rule in binfmt_d(machine) if native else ():

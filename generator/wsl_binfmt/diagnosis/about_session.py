@@ -42,22 +42,23 @@ def _advice(machine: m.Machine) -> str:
             f"In tmux, `tmux set-environment WSL_INTEROP {quote(newest.path)}` is for the windows that you open next."
         )
     line = f"Environment=WSL_INTEROP={newest.path}"
-    return f"In a service, the line is {line} under [Service]; it holds while that terminal is open."
+    return f"In a service, write {line} under [Service]. The socket works while its terminal is open."
 
 
 @problem(ERROR, WINDOWS)
 def no_interop_socket(machine: m.Machine) -> Iterator[Found]:
     """No socket of WSL belongs to this process: Windows programs exit with 1 and say nothing.
 
-    By a socket /init reaches Windows. It takes the one that WSL_INTEROP names,
-    or one that belongs to a process that this one descends from. Services,
-    cron, `[boot] command` and machinectl have none on WSL that lacks
-    /run/WSL/1_interop. The socket of another terminal serves, while that is open.
+    /init reaches Windows through a socket in /run/WSL. It takes the socket that
+    WSL_INTEROP names, or else that of an ancestor of this process. If there is no
+    /run/WSL/1_interop, as on older WSL, then services, cron, `[boot] command` and
+    machinectl have no socket.
 
-    Set WSL_INTEROP to it.
+    Set WSL_INTEROP to the socket of a terminal. It works while that terminal is
+    open.
     """
     session = machine.session
-    # Where the whole directory is missing, that is not said to be wrong: see conclude.py.
+    # If the whole directory is missing, this is not reported: see _not_tried() in conclude.py.
     if session.run_wsl != m.THERE or chosen_socket(machine) is not None:
         return
     evidence = [
@@ -71,10 +72,10 @@ def no_interop_socket(machine: m.Machine) -> Iterator[Found]:
 def interop_socket_dead(machine: m.Machine) -> Iterator[Found]:
     """WSL_INTEROP names a socket at which nothing listens.
 
-    By that socket /init reaches Windows. A session of tmux, screen or VS Code
-    may keep the name of a socket whose terminal was closed. If the file is gone,
-    /init takes the socket of a process that this one descends from, if there is
-    one; then this is a warning.
+    /init reaches Windows through that socket. A session of tmux, screen or VS
+    Code may keep the name of a socket whose terminal was closed. If the file is
+    gone, /init takes the socket of an ancestor of this process. If there is one,
+    this is a warning.
 
     Set WSL_INTEROP to a socket in /run/WSL at which something listens, or open a
     new terminal.
@@ -118,9 +119,10 @@ def cwd_not_for_default_user(machine: m.Machine) -> Iterator[Found]:
     """Windows may not enter the current directory: programs end with "Invalid argument".
 
     Windows opens a directory of the Linux file system as the distro's default
-    user, whoever runs the program. That user is `default=` under [user] in
-    /etc/wsl.conf, or else as a rule the one with the number 1000. That user must
-    be allowed to enter all directories above the current one.
+    user, no matter which user runs the program. `default=` under [user] in
+    /etc/wsl.conf names the default user. Without it, that is usually the user
+    with the number 1000. The default user must have the right to enter all
+    directories above the current one.
 
     Change to another directory, such as / or that user's home.
     """

@@ -70,10 +70,11 @@ CHANGES = {
 def interop_off(machine: m.Machine) -> Iterator[Found]:
     """/etc/wsl.conf switches Windows programs off.
 
-    `enabled=false` under [interop] does, from the next start of the distro on.
-    Nothing is registered then, and other distros are not disturbed.
+    `enabled=false` under [interop] does so, from the next start of the distro on.
+    This package then registers nothing, and leaves the table as other distros
+    need it.
 
-    Remove that line if you want them, and restart the distro.
+    To have Windows programs, remove that line and restart the distro.
     """
     if not machine.conf.interop and not is_pending(machine):
         found = setting(machine, "interop.enabled")
@@ -85,10 +86,10 @@ def interop_off(machine: m.Machine) -> Iterator[Found]:
 def protection_off(machine: m.Machine) -> Iterator[Found]:
     """/etc/wsl.conf switches this package off.
 
-    `protectBinfmt=false` under [boot] does, from the next start of the distro
-    on, and switches WSL's own protection off as well.
+    `protectBinfmt=false` under [boot] does so, from the next start of the distro
+    on. It switches off WSL's own protection as well.
 
-    Remove that line if you want it, and restart the distro.
+    To have the protection, remove that line and restart the distro.
     """
     if not machine.conf.protect and not is_pending(machine):
         found = setting(machine, "boot.protectbinfmt")
@@ -98,10 +99,10 @@ def protection_off(machine: m.Machine) -> Iterator[Found]:
 
 @problem(NOTE)
 def settings_pending(machine: m.Machine) -> Iterator[Found]:
-    """/etc/wsl.conf has changed since this distro has started.
+    """/etc/wsl.conf has changed since this distro started.
 
-    WSL reads it when a distro starts. What it says now counts from the next
-    start on: run `wsl.exe --terminate DISTRO` on Windows.
+    WSL reads the file when a distro starts. The change takes effect after
+    `wsl.exe --terminate DISTRO` on Windows.
     """
     if not is_pending(machine):
         return
@@ -111,17 +112,17 @@ def settings_pending(machine: m.Machine) -> Iterator[Found]:
         value = found is not None and found.value.lower() in ("true", "1")
         if found and found.value.lower() in BOOLEANS and value in meanings:
             evidence.append(f"{at_line(found.line)}: {name}={found.value}: {meanings[value]}")
-    yield Found(evidence or [WSL_CONF], advice=f"It counts after {TERMINATE}.")
+    yield Found(evidence or [WSL_CONF], advice=f"The change takes effect after {TERMINATE}.")
 
 
 @problem(WARNING)
 def config_error(machine: m.Machine) -> Iterator[Found]:
     """/etc/wsl.conf is malformed: WSL reads no further.
 
-    WSL reads /etc/wsl.conf up to the first line that it does not understand.
-    What is below that line counts for nothing.
+    WSL reads /etc/wsl.conf up to the first line that it does not understand, and
+    ignores all lines below it.
 
-    Mend the line, or make it a comment.
+    Correct the line, or make it a comment.
     """
     conf = machine.conf
     if conf.stopped_at:
@@ -132,11 +133,11 @@ def config_error(machine: m.Machine) -> Iterator[Found]:
 
 @problem(NOTE)
 def config_unused(machine: m.Machine) -> Iterator[Found]:
-    r"""/etc/wsl.conf has a setting that looks like one that WSL knows, and is not.
+    r"""WSL ignores a setting of /etc/wsl.conf.
 
-    A name or a value is misspelt, or the setting belongs into
-    %UserProfile%\.wslconfig on Windows. WSL ignores it. What does not look like
-    a setting that is known here may be one of a later WSL, and is not named.
+    Its name or its value is misspelt, or the setting belongs in
+    %UserProfile%\.wslconfig on Windows. A name that resembles no known one may
+    be a setting of a later WSL, and is not reported.
     """
     for each in machine.conf.settings[:SHOWN_MAX]:
         wrong, fix = unused(each)
@@ -148,7 +149,7 @@ def unused(each: m.Setting) -> Tuple[str, Optional[str]]:
     """Tell what WSL does not know of a setting, and what mends it; "" if it knows it, or if a later one may."""
     if each.name.startswith(WSLCONFIG):
         comment = f"sudo sed -i '{each.line}s/^/# /' {WSL_CONF}"
-        return f"{each.name} belongs into %UserProfile%\\.wslconfig on Windows", comment
+        return f"{each.name} belongs in %UserProfile%\\.wslconfig on Windows", comment
     if each.name in KNOWN_SETTINGS:
         if not KNOWN_SETTINGS[each.name] or each.value.lower() in BOOLEANS:
             return "", None
@@ -188,10 +189,10 @@ def distance(one: str, other: str) -> int:
 def no_systemd(machine: m.Machine) -> Iterator[Found]:
     """systemd does not run here, so that nothing protects this distro.
 
-    WSL's own entry may be there and handle Windows programs. Nothing keeps it
-    there. WSL starts systemd if /etc/wsl.conf says `systemd=true` under [boot]
-    when the distro starts, if /sbin/init is there, and if it is WSL 0.67.6 or
-    later.
+    WSLInterop may be in the table and handle Windows programs, but nothing keeps
+    it there. WSL 0.67.6 and later start systemd if /etc/wsl.conf has
+    `systemd=true` under [boot] when the distro starts, and if there is a
+    /sbin/init.
     """
     system = machine.system
     if system.has_systemd:
@@ -219,7 +220,7 @@ def no_systemd(machine: m.Machine) -> Iterator[Found]:
         evidence.append(f"{at_line(found.line)}: systemd={found.value}")
         yield Found(evidence, set_to(found.line, "true"), needs_restart=True)
     elif is_pending(machine):
-        evidence.append(f"{at_line(found.line)}: systemd=true, changed since this distro has started")
+        evidence.append(f"{at_line(found.line)}: systemd=true, changed since this distro started")
         yield Found(evidence, advice=f"Start the distro again: {TERMINATE}.")
     elif system.sbin_init != m.THERE:
         evidence += [f"{at_line(found.line)}: systemd=true", f"/sbin/init: {said_of(system.sbin_init)}"]

@@ -37,8 +37,8 @@ OF_ALL = m.Message()
 def wsl1(machine: m.Machine) -> Iterator[Found]:
     """This is WSL 1, which has no binfmt_misc table of its own.
 
-    There, Windows programs start by other means, which this package has nothing
-    to do with.
+    On WSL 1, Windows programs start by other means, and this package does
+    nothing.
     """
     if re.match(r"4\.4\.0-\d+-Microsoft", machine.system.release):
         evidence = [f"the kernel calls itself {machine.system.release}"]
@@ -49,11 +49,13 @@ def wsl1(machine: m.Machine) -> Iterator[Found]:
 def container(machine: m.Machine) -> Iterator[Found]:
     """This is a container, not a WSL distro.
 
-    Containers use the table of the distro or the machine that they are on: run
-    this there. A distro that was made from the files of a container, as by
-    `docker export`, may still have the file by which this is told, such as
-    /.dockerenv. WSL before 2.5 does not say that it is a distro all the same.
-    Remove the file then.
+    A container uses the table of the distro or the machine that runs it. Run
+    wsl-binfmt there.
+
+    A distro that was made from the files of a container, as by `docker export`,
+    may have a file that tells a container, such as /.dockerenv. If WSL does not
+    set `container=wsl`, this package takes the distro for a container. Remove the
+    file.
     """
     reason = machine.system.elsewhere
     if reason and reason != "not WSL":
@@ -73,8 +75,8 @@ def container(machine: m.Machine) -> Iterator[Found]:
 def not_wsl(machine: m.Machine) -> Iterator[Found]:
     """This is not WSL.
 
-    The kernel does not call itself one of WSL's, and systemd has not been told
-    that it runs there. There is no table of WSL's to look at.
+    The release of the kernel contains neither "microsoft" nor "WSL", and the
+    environment of systemd has no `container=wsl`.
     """
     if machine.system.elsewhere == "not WSL" and not list(wsl1(machine)):
         yield Found([f"the kernel calls itself {machine.system.release}, and there is no container=wsl"])
@@ -84,9 +86,10 @@ def not_wsl(machine: m.Machine) -> Iterator[Found]:
 def kernel_without_binfmt_misc(machine: m.Machine) -> Iterator[Found]:
     """This kernel has no binfmt_misc, or has not loaded its module.
 
-    Without it, the kernel runs nothing but its own programs. WSL's own kernel
-    has it built in. A kernel of your own, by `kernel=` in .wslconfig on Windows,
-    needs CONFIG_BINFMT_MISC; as a module, it has to be there as well.
+    Without binfmt_misc, the kernel runs only Linux programs and scripts. WSL's
+    own kernel has it built in. A kernel that `kernel=` in .wslconfig on Windows
+    names needs CONFIG_BINFMT_MISC. If binfmt_misc is a module of that kernel, the
+    module has to be installed here.
     """
     if machine.system.knows_binfmt_misc is not False:
         return
@@ -106,7 +109,7 @@ def table_disabled(machine: m.Machine) -> Iterator[Found]:
     """The whole table is switched off, although each entry says that it is enabled.
 
     An administrator, another distro or a container has written 0 to the table's
-    file `status`. The kernel then asks no entry.
+    file `status`. The kernel then uses no entry.
 
     `sudo wsl-binfmt restore` switches the table on.
     """
@@ -118,9 +121,8 @@ def table_disabled(machine: m.Machine) -> Iterator[Found]:
 def not_registered(machine: m.Machine) -> Iterator[Found]:
     """WSLInterop is missing.
 
-    The table was emptied, as by the shutdown of a distro without this package,
-    or an administrator has removed the entry; and the watch has not repaired
-    that.
+    A container, or a distro without this package, has emptied the table, or an
+    administrator has removed the entry. The watch has not repaired that.
 
     `sudo wsl-binfmt restore` registers it.
     """
@@ -138,10 +140,10 @@ def not_registered(machine: m.Machine) -> Iterator[Found]:
 def disabled_by_hand(machine: m.Machine) -> Iterator[Found]:
     """An administrator has disabled WSLInterop.
 
-    Somebody with root's rights wrote 0 to the entry's file, here or in another
-    distro. Everything in this package respects that.
+    An administrator, here or in another distro, has written 0 to the entry's
+    file. This package leaves the entry disabled.
 
-    `echo 1` to the same file enables it.
+    Writing 1 to the same file enables it.
     """
     entry = wsl(machine)
     if entry and not entry.enabled:
@@ -182,11 +184,12 @@ def _pattern(entry: m.Entry) -> str:
 def wrong_flags(machine: m.Machine) -> Iterator[Found]:
     """WSLInterop lacks the flag P: Windows programs do not get their first argument.
 
-    With P the kernel hands /init the name by which a program was called, too.
-    Without it, /init takes the first argument for that name. WSL registers
-    WSLInterop with P. A script or a service has registered it anew without.
+    With P, the kernel also hands /init the name by which a program was called.
+    Without P, /init takes the first argument for that name. WSL registers
+    WSLInterop with P. A script or a service has registered it without P.
 
-    `sudo wsl-binfmt restore` registers it as WSL does; remove that script.
+    `sudo wsl-binfmt restore` registers it as WSL does. Remove the script or
+    service.
     """
     entry = next((each for each in machine.table.entries or [] if handles_windows(each)), None)
     if entry and "P" not in entry.flags:
@@ -201,9 +204,10 @@ def shadowed(machine: m.Machine) -> Iterator[Found]:
     """An entry that takes Windows programs was registered later than WSLInterop.
 
     The newest entry that matches a file handles it. wine, mono and dotnet bring
-    such entries. If a file of binfmt.d or of binfmt-support has the entry's
-    name, it is named. The interpreter "run-detectors" is binfmt-support's choice
-    between several.
+    such entries. If a rule of binfmt.d or of binfmt-support has the name of the
+    entry, the evidence has its file. The interpreter "run-detectors" means that
+    binfmt-support chooses between several rules.
+
     An entry that is more specific, such as that of APE (llamafile), takes no
     ordinary Windows program, and is no problem.
 
@@ -245,8 +249,8 @@ def _where_from(machine: m.Machine, entry: m.Entry) -> Iterator[str]:
 def table_not_mounted(machine: m.Machine) -> Iterator[Found]:
     """The table is not mounted here.
 
-    So it cannot be looked at. The kernel needs no mount: programs may start all
-    the same.
+    So this command cannot read the table. The kernel needs no mount: programs
+    may start all the same.
 
     Mount it: `sudo mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc`.
     """
@@ -263,7 +267,7 @@ def table_hidden(machine: m.Machine) -> Iterator[Found]:
     """The table is mounted, but hidden by a newer /proc.
 
     systemd was started in namespaces of its own, or a /proc was mounted over the
-    one that the table is in. So the table cannot be looked at here. The kernel
+    one that has the table. So this command cannot read the table. The kernel
     needs no mount: programs may start all the same.
 
     Mount it again: `sudo mount -t binfmt_misc binfmt_misc
@@ -290,8 +294,8 @@ def _is_stuck(machine: m.Machine) -> bool:
 def autofs_stuck(machine: m.Machine) -> Iterator[Found]:
     """The automount of the table does not answer.
 
-    systemd was to mount the table when a program looks at it, and does not.
-    The kernel needs no mount: programs may start all the same.
+    systemd should mount the table when a program looks at it, but does not. The
+    kernel needs no mount: programs may start all the same.
 
     Mount it by hand: `sudo mount -t binfmt_misc binfmt_misc
     /proc/sys/fs/binfmt_misc`.
@@ -303,10 +307,11 @@ def autofs_stuck(machine: m.Machine) -> Iterator[Found]:
 
 @problem(WARNING, ANY)
 def other_user_namespace(machine: m.Machine) -> Iterator[Found]:
-    """This is a user namespace of its own, which may have a table of its own.
+    """This user namespace may have a table of its own.
 
-    Since Linux 6.7 a user namespace may have its own table, which the kernel
-    then asks in place of WSL's. Run this outside of the namespace.
+    In Linux 6.7 and later, a user namespace may have a table of its own, which
+    the kernel then uses in place of WSL's. Run wsl-binfmt outside of the
+    namespace.
     """
     if machine.system.own_user_namespace:
         yield Found(["/proc/self/uid_map"], works=None)
@@ -314,11 +319,11 @@ def other_user_namespace(machine: m.Machine) -> Iterator[Found]:
 
 @problem(WARNING, WINDOWS)
 def missing_fix_binary(machine: m.Machine) -> Iterator[Found]:
-    """WSLInterop lacks the flag F: Windows programs do not start where /init is not seen.
+    """WSLInterop lacks the flag F: Windows programs do not start where there is no /init.
 
-    With F the kernel has opened /init at the registration. Without it, a Windows
-    program does not start in a chroot or a container that has no /init. WSL's
-    own override of 2.5.7 to 2.8.8 registers it like that.
+    With F, the kernel opens /init when the entry is registered. Without F, a
+    Windows program does not start in a chroot or a container that has no /init.
+    The drop-in of WSL 2.5.7 to 2.8.8 registers the entry without F.
 
     `sudo wsl-binfmt restore` registers it with both flags.
     """
@@ -337,10 +342,11 @@ def second_name(machine: m.Machine) -> Iterator[Found]:
     """A second entry with the interpreter /init: disabling WSLInterop has no effect.
 
     Writing 0 to WSLInterop then does not switch Windows programs off. WSL 2.0.9
-    to 2.6.1 registers WSLInterop-late itself, which is named here only if
+    to 2.6.1 register WSLInterop-late themselves. That entry is a problem only if
     WSLInterop is disabled.
 
-    Remove the second entry, by writing -1 to its file, and what registers it.
+    Remove the second entry, by writing -1 to its file. Also remove the program or
+    rule that registers it.
     """
     entry = wsl(machine)
     for each in (machine.table.entries or []) if entry else ():
@@ -354,9 +360,10 @@ def second_name(machine: m.Machine) -> Iterator[Found]:
 def temporary_entry_left(machine: m.Machine) -> Iterator[Found]:
     """A temporary entry was left behind: disabling WSLInterop has no effect.
 
-    The watch registers a second entry while it replaces WSLInterop, so that a
-    program finds one of the two. Its watch was killed in that moment. Another
-    watch, or `wsl-binfmt restore`, removes it.
+    While the watch replaces WSLInterop, there is a temporary entry, so that one
+    of the two handles Windows programs. A watch was killed in that moment.
+
+    The watch, or `sudo wsl-binfmt restore`, removes the temporary entry.
     """
     for name in machine.table.left:
         yield Found([f"the entry {entry_path(name)}"], RESTORE if can_change(machine) else None)
@@ -366,8 +373,8 @@ def temporary_entry_left(machine: m.Machine) -> Iterator[Found]:
 def table_read_only(machine: m.Machine) -> Iterator[Found]:
     """The table is read-only: nothing in this distro can change it.
 
-    So nothing can be repaired or broken from here. A later WSL may mount it like
-    that, and some distros do.
+    So this package can repair nothing here. A later WSL may mount the table
+    read-only, and some distros do.
     """
     mount = machine.table.mount
     if mount and "ro" in mount.options:

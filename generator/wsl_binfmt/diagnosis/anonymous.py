@@ -9,7 +9,7 @@ from typing import Any, Dict, List
 
 from wsl_binfmt.diagnosis.bounded import read
 
-# Names that say nothing of anybody, and words that are in paths and names of this package or of every system.
+# Names that identify no user, and words that are in paths and names of this package or of every system.
 COMMON = frozenset(
     """root nobody user users wsl localhost ubuntu debian fedora arch admin default public all home mnt etc usr lib bin
     sbin run proc sys dev var tmp opt init systemd binfmt service windows system32 microsoft distro host
@@ -62,12 +62,12 @@ def _replacements() -> "Dict[re.Pattern[str], str]":
     hosts = [os.uname().nodename, read("/etc/hostname").strip(), os.environ.get("NAME", "")]
     hosts += [host.partition(".")[0] for host in hosts]
     distro = os.environ.get("WSL_DISTRO_NAME", "")
-    # The longest first: one may be a part of the other.
+    # The longest home first, as one may be part of another.
     found: "Dict[re.Pattern[str], str]" = {}
     for home in sorted({home.rstrip("/") for home in homes}, key=len, reverse=True):
         if home.count("/") > 1 and "/Users/" not in home:  # not /root, nor what is on a drive of Windows
             found[re.compile(f"{re.escape(home)}(?![^/])")] = "/home/USER"
-    # Of those that are in no /etc/passwd that is read here, such as users of Windows.
+    # Homes of users that are not in /etc/passwd, such as those of Windows.
     found[re.compile(r"(?i)((?:/|\\)(?:home|Users)(?:/|\\))(?!USER\b)[^/\\:;\"]+")] = r"\1USER"
     for names, replacement in (users, "USER"), (hosts, "HOST"), ([distro], "DISTRO"):
         for name in sorted(set(names), key=len, reverse=True):

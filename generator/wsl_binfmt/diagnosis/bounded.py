@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Looking at things that may not answer, or may not be looked at, which is an answer as well; bounded in time."""
+"""Looking at files and programs that may not answer, or that this user may not see, within a bounded time."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Callable, Dict, List, Optional, TypeVar
 from wsl_binfmt.diagnosis import machine as m
 
 DEADLINE = 2.0  # seconds
-FILE_MAX = 1 << 20  # bytes of a text file that is only looked at
+FILE_MAX = 1 << 20  # bytes that are read of a text file
 
 T = TypeVar("T")
 
 
 class Looker:
-    """Looks at one thing after the other. What could not be seen is in `unknown`, with the reason."""
+    """Calls functions that look at something. `unknown` has what could not be seen, with the reason."""
 
     def __init__(self) -> None:
         """Begin with nothing."""
@@ -27,7 +27,7 @@ class Looker:
     def __call__(self, name: str, function: Callable[[], T], otherwise: T, seconds: float = DEADLINE) -> T:
         """Call a function; `otherwise` if it fails, or takes longer than that.
 
-        What it waits for then, such as a file system that does not answer, ends with this process.
+        A call that takes longer, as on a file system that does not answer, ends with this process.
         """
         results: List[T] = []
         errors: List[Exception] = []
@@ -62,7 +62,7 @@ def state_of(error: OSError) -> str:
 
 
 def state(path: str) -> str:
-    """Tell whether a file is there; that this user may not look is an answer of its own."""
+    """Tell whether a file is there, or that this user may not look."""
     try:
         os.stat(path)
     except OSError as e:
@@ -109,7 +109,7 @@ def finish(process: Optional["subprocess.Popen[bytes]"]) -> Optional[bytes]:
 
 
 def end(process: "subprocess.Popen[bytes]") -> bytes:
-    """End a program that takes too long; returns what it said. One that cannot be ended is left alone."""
+    """End a program that takes too long, and return what it printed. A program that cannot be ended is left alone."""
     process.kill()
     try:
         return process.communicate(timeout=0.5)[0]

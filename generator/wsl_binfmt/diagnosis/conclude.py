@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The answer, of a machine alone: whether the program starts, what handles it, and every problem."""
+"""The answer, from a machine alone: whether the program starts, what handles it, and every problem."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from wsl_binfmt.diagnosis.problems import (
 )
 
 WORKS, FAILS, USAGE, IS_ELSEWHERE, UNKNOWN = range(5)  # exit status
-# The most harmful problems are in the first of these, and the first in each.
+# The most harmful problems come first: in the first of these modules, and at the beginning of each.
 MODULES = [
     module.__name__
     for module in (about_program, about_table, about_session, about_protection, about_rules, about_settings)
@@ -40,7 +40,7 @@ MODULES = [
 CATALOGUE: Dict[str, Problem] = {
     each.id: each for each in sorted(PROBLEMS.values(), key=lambda each: MODULES.index(each.check.__module__))
 }
-# What `unknown` of a machine has, as people would call it.
+# The keys of a machine's `unknown`, in words for users.
 SUBJECTS = {
     "system": "what this machine is",
     "conf": "/etc/wsl.conf",
@@ -74,7 +74,7 @@ class Diagnosis(NamedTuple):
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether this is no WSL distro, which is the whole answer."""
+        """Whether this is not a WSL distro. Then that is the whole answer."""
         return any(CATALOGUE[found.id].about == ELSEWHERE for found in self.problems)
 
     @property
@@ -83,7 +83,7 @@ class Diagnosis(NamedTuple):
         return "interop-off" in self.ids and not self.works
 
     def exit_status(self, *, fail_on_warning: bool = False) -> int:
-        """Make the exit status of it."""
+        """Make the exit status."""
         if self.is_elsewhere or self.is_off:
             return IS_ELSEWHERE
         if self.works is None:
@@ -112,13 +112,13 @@ def conclude(machine: m.Machine) -> Diagnosis:
 
 
 def _find(machine: m.Machine, about: subject.Subject, broken: List[str]) -> Iterator[Found]:
-    """Find all problems that concern what was asked about. broken: what could not be checked is added to it."""
+    """Find all problems that concern the program. broken: this adds to it what could not be checked."""
     for problem in CATALOGUE.values():
         if problem.about == WINDOWS and not about.is_for_windows:
             continue
         try:
             for found in list(problem.find(machine)):
-                # What is wrong with the table is no matter to what the kernel runs without it.
+                # If the kernel runs the program without the table, an error of the table is only a warning.
                 is_apart = problem.about != FILE and not about.needs_table and found.severity == ERROR
                 yield found._replace(severity=WARNING, works=True) if is_apart else found
         except Exception as e:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Gathering what can be seen of this machine. Nothing is changed, and no single thing is waited for long."""
+"""Gathering what can be seen of this machine, without a change to it, and without a long wait for any answer."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ BEHIND_GUARD = "unshare", "--mount", "--propagation=private", "sh", "-c"
 READ_STATUS = 'mount --bind "$0" "$0" && cat "$0/status"'
 # Of the last two, one is older Debian's, the other NixOS'.
 SYSTEMD = "/usr/lib/systemd/systemd", "/lib/systemd/systemd", "/run/current-system/systemd/lib/systemd/systemd"
-TEMPORARY_MAX = 0.3  # seconds; the watch has one for a twentieth of that
+TEMPORARY_MAX = 0.3  # seconds; the watch removes a temporary entry after interop.PATIENCE at most
 Mounts = List[Tuple[m.Mount, int]]
 
 
 def gather(asked: Optional[str] = None) -> m.Machine:
-    """Look at everything; takes a twentieth of a second where nothing is wrong. asked: a program, by path or name."""
+    """Look at everything. asked: a program, by path or name."""
     look = Looker()
-    # Started first, as they take longest; read last.
+    # systemctl and journalctl take longest, so that they are started first and read last.
     systemctl, journal = gather_systemd.begin()
     generator = load_generator()
     nothing: Mounts = []
@@ -61,7 +61,7 @@ def gather(asked: Optional[str] = None) -> m.Machine:
 
 
 def load_generator() -> Any:
-    """Load the generator as a module that says nothing: what it decides is decided in one place."""
+    """Load the generator as a module that logs nothing, to ask it what it decides."""
     loader = importlib.machinery.SourceFileLoader("wsl_binfmt_generator", GENERATOR)
     module: Any = types.ModuleType(loader.name)
     loader.exec_module(module)
@@ -70,7 +70,7 @@ def load_generator() -> Any:
 
 
 def read_system(generator: Any) -> m.System:
-    """Look at what this machine is."""
+    """Find out the kind of this machine."""
     release: str = generator.read("/proc/sys/kernel/osrelease").partition("\n")[0]
     filesystems = read("/proc/filesystems")
     with open("/proc/self/exe", "rb") as file:
@@ -185,7 +185,7 @@ def read_table(look: Looker, mounts: Mounts) -> m.Table:
     mount, is_visible = _top_of_table(look, mounts)
     seen = m.GONE
     if mount:
-        # Looking into an automount has systemd mount it, if systemd answers; whoever asks for it meanwhile waits, too.
+        # A look into an automount makes systemd mount the table. If systemd does not answer, the look waits.
         seen = look("table", _look_into, m.NO_ANSWER, 0.5 if mount.kind == "autofs" else 2.0)
         if mount.kind == "autofs" and seen == m.THERE:
             mounts = look("mounts", read_mounts, mounts)
@@ -203,7 +203,7 @@ def read_table(look: Looker, mounts: Mounts) -> m.Table:
 
 
 def _top_of_table(look: Looker, mounts: Mounts) -> Tuple[Optional[m.Mount], bool]:
-    """Find the uppermost mount of the table, and whether that is what is seen there."""
+    """Find the uppermost mount of the table, and whether the directory shows that mount."""
     mount, device = top_mount(mounts, table.DIRECTORY)
     return mount, mount is not None and look("mounts", lambda: os.stat(table.DIRECTORY).st_dev, -1) == device
 
@@ -224,7 +224,7 @@ def _is_switched_on(look: Looker, over_status: Optional[m.Mount]) -> Optional[bo
 
 
 def is_switched_on_behind_guard() -> Optional[bool]:
-    """Whether the table is switched on, whatever is mounted over its `status`; for root. None: could not tell."""
+    """Whether the table is switched on, by its `status` below all mounts; for root. None: could not tell."""
     said = finish(start(*BEHIND_GUARD, READ_STATUS, table.DIRECTORY))
     return text(said) != "disabled\n" if said else None
 
@@ -269,7 +269,7 @@ def _read_entry(name: str, states: "Dict[str, str]") -> Optional[m.Entry]:
 
 
 def left_behind(entries: List[m.Entry]) -> List[str]:
-    """Tell which temporary entries stay; waits longer than a watch has one, if there are any."""
+    """Tell which temporary entries stay. If there are any, this waits until the watch should have removed them."""
     names = [entry.name for entry in entries if entry.name == interop.TEMPORARY]
     before = table.entries() if names else {}
     end = time.monotonic() + TEMPORARY_MAX

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Gathering what belongs to this session, and to the file that is asked about."""
+"""Gathering what belongs to this session, and to the program that the user named."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PT_INTERP = 3  # elf(5)
 
 
 def read(conf: m.Conf) -> m.Session:
-    """Look at this session, but for its current directory."""
+    """Look at this session, without its current directory."""
     named = os.environ.get("WSL_INTEROP", "")
     default_uid, default_gids = default_user(conf)
     session = m.Session(
@@ -83,7 +83,7 @@ def is_listening(path: str) -> Optional[bool]:
         except OSError as e:
             if e.errno in (errno.ECONNREFUSED, errno.ENOENT, errno.ENOTSOCK):
                 return False
-            # Of another kind, or too busy.
+            # A process listens, but at a socket of another type, or its queue is full.
             return True if e.errno in (errno.EPROTOTYPE, errno.EAGAIN) else None
         return True
 
@@ -95,18 +95,18 @@ def _ancestors() -> Iterator[int]:
         # The name may have blanks and parentheses.
         fields = read_file(f"/proc/{pid}/stat").rpartition(")")[2].split()
         pid = int(fields[1]) if len(fields) > 1 else 0
-    # A process that came from outside of this PID namespace, as by nsenter, has no parent here.
+    # A process that has entered this PID namespace, as by nsenter, has no parent here.
     yield 1
 
 
 def default_user(conf: m.Conf) -> "tuple[Optional[int], List[int]]":
-    """Tell for whom Windows acts, with the groups: who is named in /etc/wsl.conf, or else as a rule uid 1000."""
+    """Tell the default user and its groups: the user that /etc/wsl.conf names, or else usually uid 1000."""
     if conf.state not in (m.THERE, m.GONE):
         return None, []
     name = next((each.value for each in conf.settings if each.name == "user.default"), "")
     users = [line.split(":") for line in read_file("/etc/passwd").split("\n")]
     users = [fields for fields in users if len(fields) >= 4 and fields[2].isdigit() and fields[3].isdigit()]
-    # A distro that was imported, and has no such user, begins with root.
+    # If there is no such user, as in a distro that was imported, the default user is root.
     for user in [each for each in users if (each[0] == name if name else each[2] == "1000")][:1]:
         groups = [line.split(":") for line in read_file("/etc/group").split("\n")]
         gids = [
@@ -182,7 +182,7 @@ def find(asked: str, conf: m.Conf, session: m.Session, mounts: List[m.Mount]) ->
 
 
 def read_program(asked: str, conf: m.Conf, session: m.Session, mounts: List[m.Mount]) -> m.Program:
-    """Look at the file that is asked about; its place is GONE if there is none."""
+    """Look at the program that the user named; its place is GONE if there is none."""
     in_path = asked if "/" in asked else find_in_path(asked, session.path)
     path = find(asked, conf, session, mounts)
     if path is None:
@@ -191,7 +191,7 @@ def read_program(asked: str, conf: m.Conf, session: m.Session, mounts: List[m.Mo
     try:
         status = os.stat(path)
     except OSError as e:
-        # A link of Windows' has a target that Linux does not understand.
+        # A link that Windows has made may have a target that Linux does not understand.
         is_alias = os.path.islink(path) and "/Microsoft/WindowsApps/" in path
         return found._replace(start="", place=found.place._replace(state=m.THERE if is_alias else state_of(e)))
     kind = "file" if stat.S_ISREG(status.st_mode) else "directory" if stat.S_ISDIR(status.st_mode) else "other"
@@ -205,7 +205,7 @@ def read_program(asked: str, conf: m.Conf, session: m.Session, mounts: List[m.Mo
 
 
 def _read_start(found: m.Program, path: str) -> m.Program:
-    """Read how a file begins, and what it names to run it."""
+    """Read how a file begins, and which interpreter or loader it names."""
     try:
         with open(path, "rb") as file:
             start = file.read(START_MAX)

@@ -46,7 +46,7 @@ def begin() -> Tuple[Process, Process]:
 def read(
     look: Looker, generator: Any, conf: m.Conf, system: m.System, systemctl: Process, journal: Process
 ) -> m.Protection:
-    """Look at what the generator and its units have come to."""
+    """Look at what the generator has written, and at its units."""
     generated = look("generated", lambda: read_generated(generator, conf), None)
     masked_by = next(filter(os.path.lexists, _overriding_generators()), None)
     found = m.Protection(
@@ -95,7 +95,7 @@ def _compare(path: str, content: str) -> str:
 
 def _has_generated() -> bool:
     try:
-        # Of a file that is gone, nobody knows when that was.
+        # If a file was removed, the time of that is not known.
         changed = max(os.stat(path).st_ctime_ns for path in (WSL_CONF, GENERATOR))
         return os.stat(GENERATED).st_mtime_ns > changed
     except OSError:
@@ -103,7 +103,7 @@ def _has_generated() -> bool:
 
 
 def set_aside() -> List[str]:
-    """List the drop-ins that the generator hides, but for those of WSL itself."""
+    """List the drop-ins that the generator masks, without those of WSL."""
     found = []
     for service in SERVICES:
         directory = f"{GENERATED}.early/{service}.d"
@@ -118,19 +118,24 @@ def read_rules() -> List[m.Rule]:
     """Read the rules of binfmt.d, and of update-binfmts."""
     found = []
     for path, line, rule in rules.rules_of_binfmt_d():
-        name = os.fsdecode(rules.name_in(rule))
+        name = os.fsdecode(_name_in(rule))
         found.append(m.Rule(path, line, name, os.fsdecode(rule)))
     for rule in rules.rules_of_update_binfmts():
         if rules.RUN_DETECTORS not in rule:
-            name = os.fsdecode(rules.name_in(rule))
+            name = os.fsdecode(_name_in(rule))
             path = f"{rules.UPDATE_BINFMTS}/{name}"
             package = read_file(path).partition("\n")[0]
             found.append(m.Rule(path, 0, name, os.fsdecode(rule), "" if package == ":" else package))
     return [_with_package(rule) if _is_of_interest(rule) else rule for rule in found]
 
 
+def _name_in(rule: bytes) -> bytes:
+    """Read the name in a rule, which the kernel may refuse: what is between its first two delimiters."""
+    return rule[1:].split(rule[:1], 1)[0]
+
+
 def _is_of_interest(rule: m.Rule) -> bool:
-    """Whether it matters of which package a rule is."""
+    """Whether the package of a rule matters."""
     entry = rule.entry()
     return bool(rule.line) and (rule.name == interop.NAME or (entry is not None and interop.is_rival(entry)))
 
@@ -142,7 +147,7 @@ def _with_package(rule: m.Rule) -> m.Rule:
 
 
 def find_watch() -> Tuple[Optional[m.Watch], bool]:
-    """Find the process of the watch; and whether it would have been found, as this user may see all processes."""
+    """Find the process of the watch, and tell whether this user may see all processes."""
     is_known = os.path.isdir("/proc/1")
     for name in os.listdir("/proc"):
         if not name.isdigit():
@@ -151,7 +156,7 @@ def find_watch() -> Tuple[Optional[m.Watch], bool]:
         # python3 -BIS /usr/bin/wsl-binfmt watch
         if words[-2:-1] != ["watch"] or not any(word.endswith("/wsl-binfmt") for word in words):
             continue
-        # Not one in a container, whose processes are seen here, too.
+        # The processes of containers are seen here as well.
         if any(line.endswith(f"/{WATCH}") for line in read_file(f"/proc/{name}/cgroup").split("\n")):
             return m.Watch(int(name), _started(name)), True
     return None, is_known
@@ -173,7 +178,7 @@ def parse_units(said: str) -> Optional[Dict[str, m.Unit]]:
         found: Dict[str, str] = {}
         for line in block.strip("\n").split("\n"):
             name, _, value = line.partition("=")
-            # Some are there more than once.
+            # Some properties are printed more than once.
             found[name] = f"{found[name]}\n{value}" if name in found else value
         if "Id" in found:
             condition = found.get("ConditionResult")
@@ -238,5 +243,5 @@ def _message(fields: Dict[bytes, bytes]) -> List[m.Message]:
 
 def _overriding_generators() -> List[str]:
     paths = [f"{directory}/{os.path.basename(GENERATOR)}" for directory in GENERATORS_FIRST]
-    # Of another PREFIX, the generator itself is there, or a link to it.
+    # With another PREFIX, the generator itself is in such a directory, or a link to it.
     return [path for path in paths if os.path.realpath(path) != os.path.realpath(GENERATOR)]

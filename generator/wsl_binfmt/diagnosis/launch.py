@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Starting a program, and what is to be concluded of what then happens."""
+"""Starting a program, and concluding from what happens whether it started."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from wsl_binfmt.diagnosis.problems import handles_windows
 # /init waits for ten seconds until Windows calls back.
 LAUNCH_MAX = 15.0  # seconds
 SAID_MAX = 20  # lines
-WARNING = "Failed to translate"  # of /init's, of a path that Windows does not have
+WARNING = "Failed to translate"  # of /init, if a path has no Windows path
 # How /init's own errors begin, on all versions of WSL.
 INIT_ERROR = re.compile(r"<3>(?:WSL|init:) \(\d+[^)]*\) ERROR: ")
 UNREADABLE = "Windows could not read it, or the current directory."
-# What Windows says of a program that it did not start comes without a prefix.
+# If Windows did not start a program, its message has no such prefix.
 WINDOWS_ERRORS = {
     "Invalid argument": "Windows could not start it: the file is no program for this Windows, or Windows may not open "
     "it or the current directory. Windows opens both as the distro's default user; try `cd /`.",
@@ -46,14 +46,14 @@ MEANINGS = {
     "current[_ ]path|getcwd|chdir": "/init could not use the current directory: it was removed, or may not be entered. "
     "Run `cd /` and try again.",
     "execv": "/init could not start a Linux program, such as the user's shell in /etc/passwd.",
-    "getpwuid|getpwnam|getgr": "/init does not find the user in /etc/passwd. Mend that file, or be another user.",
+    "getpwuid|getpwnam|getgr": "/init does not find the user in /etc/passwd. Correct that file, or be another user.",
     "[Tt]ranslate": "/init could not make a Windows path of the current directory, of PATH or of the program.",
 }
 OTHERWISE = "This is an error of WSL's /init; the number at its end is that of errno(3)."
 
 
 class Outcome(NamedTuple):
-    """What came of a launch."""
+    """The result of a launch."""
 
     program: str
     started: Optional[bool]  # None: could not tell
@@ -63,7 +63,7 @@ class Outcome(NamedTuple):
 
 
 def run(path: str, arguments: List[str], *, is_ours: bool) -> m.Launch:
-    """Start a program. It is ended after LAUNCH_MAX."""
+    """Start a program, and end it after LAUNCH_MAX."""
     result = m.Launch(path, is_ours)
     try:
         process = subprocess.Popen(
@@ -86,19 +86,19 @@ def run(path: str, arguments: List[str], *, is_ours: bool) -> m.Launch:
 
 
 def _may_be_of_init(path: str, line: str) -> bool:
-    """Whether a line is one of /init's or of Windows, rather than one of the program's, which is not recorded."""
+    """Whether /init or Windows may have printed a line. Lines of the program itself are not recorded."""
     return bool(INIT_ERROR.search(line)) or _error_of_windows(path, line) != ""
 
 
 def _error_of_windows(path: str, line: str) -> str:
-    """Tell the error in PATH: ERROR; "" if a line is something else."""
+    """Tell the error in a line "PATH: ERROR"; "" if the line is something else."""
     where, _, error = line.strip().rpartition(": ")
     is_of_windows = os.path.basename(where) == os.path.basename(path) and error in ERRORS
     return error if is_of_windows else ""
 
 
 def outcome(machine: m.Machine) -> Optional[Outcome]:
-    """Tell what came of the launch of a machine; None if there was none."""
+    """Tell the result of the launch that a machine has; None if it has none."""
     launched = machine.launch
     if launched is None:
         return None
@@ -109,7 +109,8 @@ def outcome(machine: m.Machine) -> Optional[Outcome]:
         return Outcome(path, None, "file", "it is neither in PATH nor on a drive of Windows")
     if launched.errno:
         return _of_kernel(machine, launched)
-    # /init's errors end with 1, its warnings (of a directory without a Windows path) with what the program ends with.
+    # After an error of /init, the exit status is 1. After a warning, such as of a directory without a Windows path, it
+    # is that of the program.
     errors = [line for line in launched.said if launched.is_ours or not re.search(WARNING, line)]
     said = errors[-1].strip() if errors and launched.status in (1, None) else ""
     about = subject.of(machine)

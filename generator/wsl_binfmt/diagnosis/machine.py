@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """A machine, as far as a diagnosis depends on it: plain values, which are written as JSON and read again.
 
-gather.py makes one of what it sees, conclude.py the answer of that alone. None
-stands for "not known" everywhere; `unknown` says why. A field that is left out
-of the JSON has its default.
+gather.py makes a Machine from what it sees. conclude.py makes the answer from the
+Machine alone. None stands for "not known" everywhere, and `unknown` says why. A
+field that is missing in the JSON has its default.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Entry(NamedTuple):
     interpreter_state: str = THERE
 
     def kernel(self) -> table.Entry:
-        """Make of it what table.py knows."""
+        """Make the same entry as table.py has it."""
         return table.Entry(
             enabled=self.enabled,
             interpreter=os.fsencode(self.interpreter),
@@ -84,17 +84,17 @@ class Table(NamedTuple):
     entries: Optional[List[Entry]] = None  # the newest first
     is_switched_on: Optional[bool] = None
     over_status: Optional[Mount] = None
-    # Temporary entries that their makers did not remove.
+    # Temporary entries that a watch has not removed.
     left: List[str] = []
 
 
 class System(NamedTuple):
-    """What this machine is."""
+    """The kind of the machine."""
 
     release: str = ""
     distro: str = ""  # as /etc/os-release calls it
     elsewhere: str = ""  # why it is no WSL distro; "" if it is one
-    looks_like_wsl: bool = False  # whether it has what WSL gives a session, although something says "container"
+    looks_like_wsl: bool = False  # whether WSL has given the session variables or sockets
     has_systemd: bool = False
     init: str = ""  # name of PID 1's program
     sbin_init: str = THERE
@@ -115,7 +115,7 @@ class Setting(NamedTuple):
 
 
 class Conf(NamedTuple):
-    """What WSL makes of /etc/wsl.conf."""
+    """/etc/wsl.conf, as WSL reads it."""
 
     state: str = GONE
     protect: bool = True
@@ -173,14 +173,14 @@ class Message(NamedTuple):
 
 
 class Protection(NamedTuple):
-    """What the generator and its units have come to."""
+    """What protects the distro: the generator, the units, and what they have done."""
 
     units: Optional[Dict[str, Unit]] = None
     generated: Optional[List[Generated]] = None
     # Whether systemd has run the generators since /etc/wsl.conf and the generator have changed.
     has_generated: bool = False
-    masked_by: Optional[DropIn] = None  # what is run in place of the generator
-    set_aside: List[str] = []  # drop-ins that the generator hides
+    masked_by: Optional[DropIn] = None  # the file that systemd runs in place of the generator
+    set_aside: List[str] = []  # drop-ins that the generator masks
     watch: Optional[Watch] = None
     is_watch_known: bool = True
     messages: Optional[List[Message]] = None
@@ -248,18 +248,18 @@ class Program(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """What came of starting a program."""
+    """The result of starting a program."""
 
     program: str = ""
-    is_ours: bool = False  # cmd.exe /c exit, rather than what the user wants
+    is_ours: bool = False  # whether it is `cmd.exe /c exit`, and not a program that the user named
     is_there: Optional[bool] = True  # whether there is such a program; None: its file system does not answer
-    errno: int = 0  # of the kernel, which did not start it
+    errno: int = 0  # of the kernel, if it did not start the program
     status: Optional[int] = None  # exit status; None if it did not end
     said: List[str] = []  # lines that may be of /init
 
 
 class Machine(NamedTuple):
-    """All of that."""
+    """A machine."""
 
     version: int = VERSION
     package: str = ""
@@ -275,7 +275,7 @@ class Machine(NamedTuple):
 
 
 def to_plain(value: Any) -> Any:
-    """Make objects, lists, numbers and texts of a machine or a part of it, without what is as by default."""
+    """Make objects, lists, numbers and texts of a machine or a part of it, without fields that have their default."""
     if hasattr(value, "_asdict"):
         fields, defaults = value._asdict(), value._field_defaults
         return {name: to_plain(field) for name, field in fields.items() if field != defaults[name] or name == "version"}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Every problem: its id, how bad it is, what it means, and the check that finds it.
 
-A problem is a generator function: its name is the id, the first line of its
-docstring the meaning, the rest the explanation that `wsl-binfmt explain` gives.
-The list, that command, the man page and the tests' coverage all come from here.
+A problem is a generator function. Its name is the id, the first line of its
+docstring the meaning, and the rest the explanation that `wsl-binfmt explain`
+prints. `wsl-binfmt --list`, the man page and a test of coverage use the same list.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from wsl_binfmt.diagnosis import machine as m
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITIES = ERROR, WARNING, NOTE
-# What a problem is about: this system, every program, Windows programs only, or the file that was asked about.
+# What a problem is about: this system, every program, Windows programs only, or the program that the user named.
 ELSEWHERE, ANY, WINDOWS, FILE = "elsewhere", "any", "windows", "file"
-FIX_MAX = 400  # characters: nobody could read a longer command
-SHOWN_MAX = 100  # of things that a hostile file may have a million of
+FIX_MAX = 400  # characters; a longer command is hard to read
+SHOWN_MAX = 100  # as a hostile file may have a million lines
 ON_NIXOS = "On NixOS, configuration.nix makes that: change it there, and run `sudo nixos-rebuild switch`."
 TERMINATE = "`wsl.exe --terminate DISTRO` on Windows"
 
@@ -42,15 +42,15 @@ PROGRAM = b"MZ\x90\x00\x03\x00\x00\x00\x04\x00\x00\x00\xff\xff\x00\x00".ljust(ST
 
 
 class Found(NamedTuple):
-    """A problem that a machine has: what shows it, and what settles it."""
+    """A problem that a machine has, with its evidence and its fix."""
 
     evidence: List[str] = []
-    fix: Optional[str] = None  # a command that settles it, for a shell
-    advice: str = ""  # what a person can do, a sentence
-    needs_restart: bool = False  # whether what was done counts only when the distro has started again
-    summary: str = ""  # more precise than the meaning
-    severity: str = ""  # other than as a rule
-    # Whether the program starts all the same; None: that cannot be told because of this. By default, errors say no.
+    fix: Optional[str] = None  # a shell command
+    advice: str = ""  # a sentence for the user
+    needs_restart: bool = False  # whether the fix takes effect only when the distro starts again
+    summary: str = ""  # if it is more precise than the meaning
+    severity: str = ""  # if it is not the usual one
+    # Whether the program starts all the same; None: the problem hides that. The default is for errors.
     works: Optional[bool] = False
     id: str = ""
 
@@ -69,12 +69,12 @@ class Problem(NamedTuple):
     check: Check
 
     def find(self, machine: m.Machine) -> Iterator[Found]:
-        """Find it, with all that it has by default."""
+        """Find it, and fill in the defaults."""
         for found in self.check(machine):
             fix, advice = found.fix, found.advice
             if fix and machine.system.distro.startswith("NixOS") and re.search("/etc/|unmask", fix):
                 fix, advice = None, f"{advice} {ON_NIXOS}".strip()
-            # A command that cannot be shown as it is, is no help.
+            # A command that has to be escaped or shortened cannot be pasted.
             if fix and not (fix.isprintable() and len(fix) <= FIX_MAX):
                 fix = None
             severity = found.severity or self.severity
@@ -93,7 +93,7 @@ PROBLEMS: Dict[str, Problem] = {}
 
 
 def problem(severity: str, about: str = ANY) -> Callable[[Check], Check]:
-    """Make a check a problem. severity: as a rule. about: what it is about."""
+    """Make a problem of a check. severity: the usual one. about: what the problem is about."""
 
     def register(check: Check) -> Check:
         name = check.__name__.strip("_").replace("_", "-")
@@ -105,7 +105,7 @@ def problem(severity: str, about: str = ANY) -> Callable[[Check], Check]:
     return register
 
 
-# What several checks ask.
+# Functions that several checks use.
 
 
 def entry_path(name: str) -> str:
@@ -171,9 +171,9 @@ def binfmt_d(machine: m.Machine) -> List[m.Rule]:
 
 
 def is_pending(machine: m.Machine) -> bool:
-    """Whether /etc/wsl.conf has changed since this distro has started, so that WSL has not read it as it is."""
+    """Whether /etc/wsl.conf has changed since this distro started, so that WSL has not read it as it is."""
     changed, started = machine.conf.changed, machine.system.started
-    # The kernel counts when a process has started in hundredths of a second.
+    # The kernel tells the start of a process in hundredths of a second.
     return changed is not None and started is not None and changed > started + 0.05
 
 
@@ -198,7 +198,7 @@ def edit(path: str, line: int = 0) -> str:
 
 
 def comment_out(path: str, *lines: int) -> str:
-    """Make the command that has lines of a file of binfmt.d count no more; of a package's file, in a copy."""
+    """Make the command that comments lines of a file of binfmt.d out; if a package has the file, in a copy."""
     script = ";".join(f"{line}s/^/# /" for line in sorted(set(lines)))
     if path.startswith(("/etc/", "/run/")):
         return f"sudo sed -i '{script}' {quote(path)}"

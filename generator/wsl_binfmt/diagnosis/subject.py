@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a diagnosis is about: any Windows program, or the file that was asked about; and what handles it."""
+"""What a diagnosis is about: Windows programs, or the program that the user named; and what handles it."""
 
 from __future__ import annotations
 
@@ -45,19 +45,19 @@ class Subject(NamedTuple):
     name: str  # how to call it in a sentence
     kind: str
     handler: Optional[m.Entry] = None  # the entry that handles it
-    outranked: List[m.Entry] = []  # entries that would, were the handler not there
-    is_ordinary: bool = False  # whether it is a Windows program as linkers write them
+    outranked: List[m.Entry] = []  # entries that match it as well, and are older
+    is_ordinary: bool = False  # whether it begins as Windows programs of ordinary linkers do
     processor: str = ""  # that an ELF file is for
     is_native: bool = False  # whether the kernel itself runs it
 
     @property
     def needs_table(self) -> bool:
-        """Whether the kernel asks the table who runs it."""
+        """Whether the kernel runs it by the table."""
         return self.handler is not None or not (self.is_native or self.kind == SCRIPT)
 
     @property
     def is_for_windows(self) -> bool:
-        """Whether what is wrong with WSLInterop or the session concerns it, which it does not if it is APE's."""
+        """Whether a problem of WSLInterop or the session concerns it. If a specific entry handles it, none does."""
         is_taken = self.handler is not None and not handles_windows(self.handler) and not self.is_ordinary
         return self.kind == UNKNOWN or (self.kind == WINDOWS and not is_taken)
 
@@ -69,7 +69,7 @@ def of(machine: m.Machine) -> Subject:
         return Subject("Windows programs", WINDOWS, *_handlers(machine, PROGRAM, "program.exe"), is_ordinary=True)
     path = program.place.path or program.asked
     if program.start is None:
-        # How it begins is not known, only what it is called.
+        # Only its name is known, not how it begins.
         if not path.lower().endswith(".exe"):
             return Subject(program.asked, UNKNOWN)
         return Subject(program.asked, WINDOWS, *_handlers(machine, PROGRAM, path), is_ordinary=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How a diagnosis is said: as text for people, and as JSON for programs."""
+"""Printing a diagnosis: as text for users, and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wsl_binfmt.diagnosis.problems import ERROR, NOTE, SERVICES, TERMINATE, WARN
 # Of ECMA-48, for a terminal.
 COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "faint": "2"}
 MARKS = {ERROR: ("✗", "red"), WARNING: ("!", "yellow"), NOTE: ("·", "faint")}
-TEXT_MAX = 200  # characters of a text that others have made
+TEXT_MAX = 200  # characters of a text that comes from the machine
 
 
 class Paint:
@@ -39,7 +39,7 @@ def safe(text: str) -> str:
 
 
 def as_text(machine: m.Machine, found: Diagnosis, paint: Paint, *, verbose: bool = False) -> str:
-    """Make the text for people. verbose: with all that was looked at."""
+    """Make the text for users. verbose: with all settings, units, drop-ins and repairs."""
     lines = [_answer(found, paint)]
     if found.launch and found.launch.started is not False:
         lines.append(f"  launched        {safe(found.launch.program)}: {safe(found.launch.detail)}")
@@ -129,7 +129,7 @@ def _protection_rows(machine: m.Machine) -> List[Tuple[str, str]]:
         is_missing = unit(machine, service).load == "not-found"
         effect = "not installed, which is fine" if is_missing else effects[state["drop_ins"][service]]
         rows.append((service.partition(".")[0], effect))
-    rows.append(("guard", {"ours": "active", "wsl": "active, it is WSL's lock", "none": "not active"}[state["guard"]]))
+    rows.append(("guard", {"ours": "active", "wsl": "active, it is WSL's own", "none": "not active"}[state["guard"]]))
     watch = state["watch"]
     text = {True: "active", False: "not active", None: "could not tell"}[watch["active"]]
     process = machine.protection.watch
@@ -150,7 +150,7 @@ def _problem(found: Found, paint: Paint) -> List[str]:
     if found.fix:
         lines.append(f"    fix: {paint(found.fix, 'bold')}")
     if found.needs_restart:
-        lines.append(f"    then: {TERMINATE}: it counts from the next start on")
+        lines.append(f"    then: {TERMINATE}")
     return lines
 
 
@@ -197,7 +197,7 @@ def as_plain(machine: m.Machine, found: Diagnosis) -> Dict[str, Any]:
 
 
 def _unicode(value: Any) -> Any:
-    """Write what is no Unicode as its escape sequence: not every reader of JSON takes lone surrogates."""
+    """Escape lone surrogates, which not every reader of JSON takes."""
     if isinstance(value, str):
         return value.encode(errors="backslashreplace").decode()
     if isinstance(value, dict):
@@ -249,7 +249,7 @@ def _boolean(value: bool) -> str:
 
 
 def list_problems() -> str:
-    """List every id, how bad it is as a rule, and what it means."""
+    """List the id of every problem, its usual severity and its meaning."""
     width = max(map(len, CATALOGUE))
     return "\n".join(f"{each.id:{width}}  {each.severity:7}  {each.meaning}" for each in CATALOGUE.values())
 
