@@ -38,7 +38,18 @@ if TYPE_CHECKING:
     from wsl_binfmt import table
 
 ALIASES = "/Microsoft/WindowsApps/"
-SHELL_SCRIPTS = ".bat", ".cmd"
+EMULATORS = (
+    "qemu-user-static of Debian, Ubuntu and Fedora, qemu-user-static-binfmt of Arch, qemu-linux-user of openSUSE; "
+    "on NixOS, boot.binfmt.emulatedSystems"
+)
+# What Windows opens, and the program there that does.
+OPENERS = {
+    ".bat": "cmd.exe /c",
+    ".cmd": "cmd.exe /c",
+    ".lnk": "explorer.exe",
+    ".msi": "msiexec.exe /i",
+    ".ps1": "powershell.exe -File",
+}
 
 
 @problem(ERROR, FILE)
@@ -305,7 +316,7 @@ def rule_not_registered(machine: m.Machine) -> Iterator[Found]:
         fix = f"sudo systemctl unmask {SERVICE} && {RESTART}"
     elif rule.line and guilty:
         evidence.append(f"{SERVICE} was skipped, by {guilty[0].path}")
-        fix = lift(guilty[0])
+        fix = lift(guilty)
     elif rule.line and service.active == "failed":
         evidence.append(f"{SERVICE} has failed, see unit-failed")
     elif rule.line:
@@ -339,10 +350,11 @@ def nothing_runs_it(machine: m.Machine) -> Iterator[Found]:
         return
     if about.kind == subject.ELF:
         evidence = [f"it is a program for {about.processor}, and no entry or rule matches it"]
-        yield Found(evidence, advice="Install an emulator; Debian's and Ubuntu's package is qemu-user-static.")
-    elif program.place.path.lower().endswith(SHELL_SCRIPTS):
-        evidence = ["it is a script of cmd.exe, which Windows does not start by itself"]
-        yield Found(evidence, f'cmd.exe /c "$(wslpath -w {quote(program.place.path)})"')
+        yield Found(evidence, advice=f"Install an emulator: {EMULATORS}.")
+    elif program.place.path.lower().endswith(tuple(OPENERS)):
+        opener = OPENERS[program.place.path.lower()[-4:]]
+        evidence = [f"it is opened by {opener.partition(' ')[0]}, and does not start by itself"]
+        yield Found(evidence, f'{opener} "$(wslpath -w {quote(program.place.path)})"')
     else:
         yield Found(
             ["it is neither a program nor a script that begins with #!, and no entry or rule matches it"],

@@ -19,6 +19,8 @@ from wsl_binfmt.diagnosis.problems import GENERATOR, SHOWN_MAX
 # Runs a script as root in mounts of its own, in which nothing is mounted over the `status` of the table "$0".
 BEHIND_GUARD = "unshare", "--mount", "--propagation=private", "sh", "-c"
 READ_STATUS = 'mount --bind "$0" "$0" && cat "$0/status"'
+# Of the last two, one is older Debian's, the other NixOS'.
+SYSTEMD = "/usr/lib/systemd/systemd", "/lib/systemd/systemd", "/run/current-system/systemd/lib/systemd/systemd"
 TEMPORARY_MAX = 0.3  # seconds; the watch removes a temporary entry after interop.PATIENCE at most
 Mounts = List[Tuple[m.Mount, int]]
 
@@ -82,6 +84,7 @@ def read_system(generator: Any) -> m.System:
         has_systemd=os.path.isdir("/run/systemd/system"),
         init=read("/proc/1/comm").strip(),
         sbin_init=state("/sbin/init"),
+        systemd=m.THERE if any(map(os.path.exists, SYSTEMD)) else m.GONE,
         started=_started(),
         own_user_namespace=bool(uid_map) and uid_map != ["0", "0", "4294967295"],
         native=native,

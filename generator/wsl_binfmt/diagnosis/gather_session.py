@@ -224,10 +224,11 @@ def _read_start(found: m.Program, path: str) -> m.Program:
 
 def _loader(start: bytes) -> str:
     """Read which loader an ELF file names, elf(5); "" if none, or not in its beginning."""
-    is_64, order = start[4:5] == b"\2", "big" if start[5:6] == b"\2" else "little"
+    is_64, is_big = start[4:5] == b"\2", start[5:6] == b"\2"
 
     def number(at: int, size: int) -> int:
-        return int.from_bytes(start[at : at + size], order)  # type: ignore[arg-type]
+        data = start[at : at + size]
+        return int.from_bytes(data if is_big else data[::-1], "big")
 
     table_at = number(32, 8) if is_64 else number(28, 4)
     size, count = number(54 if is_64 else 42, 2), number(56 if is_64 else 44, 2)
