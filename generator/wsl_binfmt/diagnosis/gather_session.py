@@ -33,6 +33,7 @@ PT_INTERP = 3  # elf(5)
 def read(conf: m.Conf) -> m.Session:
     """Look at this session, without its current directory."""
     named = os.environ.get("WSL_INTEROP", "")
+    path = os.environ.get("PATH", "").split(":")
     default_uid, default_gids = default_user(conf)
     session = m.Session(
         uid=os.geteuid(),
@@ -42,9 +43,10 @@ def read(conf: m.Conf) -> m.Session:
         wsl_interop_state=state(named) if named else m.GONE,
         run_wsl=state(SOCKETS),
         ancestors=list(_ancestors()),
-        path=os.environ.get("PATH", "").split(":"),
-        has_sudo="SUDO_UID" in os.environ,
+        path=path,
+        is_of_sudo="SUDO_UID" in os.environ,
         has_tmux="TMUX" in os.environ,
+        needs_sudo=os.geteuid() != 0 or any(os.access(f"{directory}/sudo", os.X_OK) for directory in path),
     )
     return session._replace(sockets=_probe(session, list(_sockets(named))))
 

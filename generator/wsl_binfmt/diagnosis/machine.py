@@ -228,8 +228,9 @@ class Session(NamedTuple):
     ancestors: List[int] = []  # the nearest first
     cwd: Place = Place()
     path: List[str] = []
-    has_sudo: bool = False
+    is_of_sudo: bool = False
     has_tmux: bool = False
+    needs_sudo: bool = True  # for what only root may do; root without sudo does not
 
 
 class Program(NamedTuple):

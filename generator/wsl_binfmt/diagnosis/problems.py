@@ -74,6 +74,8 @@ class Problem(NamedTuple):
             fix, advice = found.fix, found.advice
             if fix and machine.system.distro.startswith("NixOS") and re.search("/etc/|unmask", fix):
                 fix, advice = None, f"{advice} {ON_NIXOS}".strip()
+            if not machine.session.needs_sudo:
+                fix, advice = fix and fix.replace("sudo ", ""), advice.replace("`sudo ", "`")
             # A command that has to be escaped or shortened cannot be pasted.
             if fix and not (fix.isprintable() and len(fix) <= FIX_MAX):
                 fix = None
