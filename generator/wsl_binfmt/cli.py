@@ -25,6 +25,7 @@ or a container, or Windows programs are switched off; 4 could not tell.
 Exit status of restore: 0 Windows programs start, or there is nothing to do on
 this machine; 1 they may not start; 2 wrong arguments."""
 CMD = "cmd.exe"
+NOT_WRITTEN = "cannot write to standard output"
 REPORT = "wsl-binfmt-report.json"
 REPORT_MAX = 4 << 20  # bytes
 REPORTED = """\
@@ -101,19 +102,15 @@ def run(args: List[str]) -> int:
         result = _run(args)
     except SystemExit as e:  # of argparse: 0 or 2
         result = e.code if isinstance(e.code, int) else USAGE
-    except restore.RestoreError as e:
-        result = command.tell(str(e), FAILS)
     except ImportError as e:
         result = command.tell(f"this needs Python's module {e.name}: install the whole package python3", UNKNOWN)
-    except PermissionError:
-        result = command.tell(f"may not change {table.DIRECTORY}, run this as root", FAILS)
     except OSError as e:
-        if e.filename == GENERATOR:
+        if e.filename is None:
+            result = command.tell(f"{NOT_WRITTEN}: {e.strerror}", FAILS)
+        elif e.filename == GENERATOR and isinstance(e, FileNotFoundError):
             result = command.tell(f"{e.filename} is missing: install the package anew", UNKNOWN)
         else:
-            result = command.tell(f"cannot change {e.filename or table.DIRECTORY}: {e.strerror}", FAILS)
-    except subprocess.TimeoutExpired as e:
-        result = command.tell(f"{e.cmd[0]} does not answer", FAILS)
+            result = command.tell(f"cannot read {e.filename}: {e.strerror}", UNKNOWN)
     try:
         sys.stderr.flush()
     except OSError:
@@ -121,7 +118,7 @@ def run(args: List[str]) -> int:
     try:
         sys.stdout.flush()
     except OSError as e:
-        return command.tell(f"cannot write to standard output: {e.strerror}", FAILS)
+        return command.tell(f"{NOT_WRITTEN}: {e.strerror}", FAILS)
     return result
 
 
@@ -191,7 +188,8 @@ def _read_report(path: str) -> Optional[m.Machine]:
     """Read a report; None, after a message, if it could not be read."""
     json = _json()
     try:
-        with open(path, encoding="utf-8") as file:
+        # Windows' editors put a mark before the text.
+        with open(path, encoding="utf-8-sig") as file:
             return m.from_plain(json.loads(file.read(REPORT_MAX)))
     except OSError as e:
         command.tell(f"cannot read {path}: {e.strerror}", USAGE)
@@ -228,7 +226,17 @@ def report(options: argparse.Namespace) -> int:
 
 def run_restore(options: argparse.Namespace) -> int:
     """Repair what is wrong; returns the exit status."""
-    restore.restore(gather.load_generator(), lambda message: print(command.printable(message)), dry_run=options.dry_run)
+    generator = gather.load_generator()
+    try:
+        restore.restore(generator, lambda message: print(command.printable(message)), dry_run=options.dry_run)
+    except restore.RestoreError as e:
+        return command.tell(str(e), FAILS)
+    except PermissionError:
+        return command.tell(f"may not change {table.DIRECTORY}, run this as root", FAILS)
+    except OSError as e:
+        return command.tell(f"cannot change {e.filename or table.DIRECTORY}: {e.strerror}", FAILS)
+    except subprocess.TimeoutExpired as e:
+        return command.tell(f"{e.cmd[0]} does not answer", FAILS)
     return WORKS
 
 

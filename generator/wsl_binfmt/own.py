@@ -51,7 +51,7 @@ class OwnEntries:
         # Services that have stopped, with the time; those that have not started again since count as ended.
         self._stopped: "dict[str, float]" = {}
         self._ended: "set[str]" = saved.get("ended", set())
-        self._read_rules()
+        self._known = rules.read()
 
     def state(self) -> "dict[str, Any]":
         """Return what the next watch begins with."""
@@ -136,7 +136,7 @@ class OwnEntries:
             elif before:
                 self._stopped[service] = now
             if invocation not in ("", before):
-                self._read_rules()
+                self._known = rules.read()
                 self._remove_old(service, now)
         for service, since in [*self._stopped.items()]:
             if now >= since + SECOND:
@@ -145,11 +145,6 @@ class OwnEntries:
                 if not _has_failed(service):
                     self._ended.add(service)
                     self.leave([service])
-
-    def _read_rules(self) -> None:
-        """Read the rules, without those of services that have ended."""
-        known = {name: [own for own in made if own[0] not in self._ended] for name, made in rules.read().items()}
-        self._known = {name: made for name, made in known.items() if made}
 
     def _remove_old(self, service: str, now: float) -> None:
         """Remove the own entries whose rule a service has no more."""
@@ -164,7 +159,7 @@ class OwnEntries:
     def _settle(self, entries: "dict[str, int]") -> None:
         """Bring back what is lost, and learn which entries are own now that all files have been written."""
         self._first_change = 0.0
-        self._read_rules()
+        self._known = rules.read()
         self._learn(entries, anew=True)
         self._bring_back()
 
@@ -196,10 +191,10 @@ class OwnEntries:
     def _bring_back(self) -> None:
         """Register what is lost and has a rule."""
         registered = []
-        for name in [name for name in self._lost if name in self._known]:
-            own = self._known[name][0]
+        for name in self._lost:
+            own = next((own for own in self._known.get(name, []) if own[0] not in self._ended), None)
             try:
-                if not _is_for_this_program(own[1]):
+                if own and not _is_for_this_program(own[1]):
                     table.register(own[1])
                     # Its inode is learned at the next look.
                     self._own[name] = 0, True, own

@@ -141,7 +141,7 @@ def stop(simulation: Simulation, distro: Distro, service: str) -> Step:
         yield from link(distro, service, 0)
         process = watch_of(simulation, distro)
         # One that has not seen the start cannot see the stop.
-        is_known = process and process.looked > distro.started.get(service, 0.0)
+        is_known = process and process.looked > distro.started.get(service, 0.0) and not distro.no_init_since
         distro.stopped[service] = simulation.now if is_known else left
 
 

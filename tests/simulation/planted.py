@@ -94,7 +94,7 @@ FAULTS = [
         "if name not in entries}",
     ),
     Fault("a stop is not saved", "own", 'dict.fromkeys(self._stopped, "stopped")', "{}", ("stop", "kill watch")),
-    Fault("a rule for every program comes back", "own", "if not _is_for_this_program(own[1]):", "if True:"),
+    Fault("a rule for every program comes back", "own", "if own and not _is_for_this_program(own[1]):", "if own:"),
     Fault(
         "a stop of a service is not seen",
         "own",

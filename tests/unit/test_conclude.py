@@ -43,7 +43,8 @@ def with_entries(*entries: dict[str, Any]) -> m.Machine:
         ({"magic": "4d5a", "enabled": False}, True, False),
         ({"magic": "7f454c46"}, True, False),
         ({}, True, False),  # not understood
-        ({"magic": "4d5a", "interpreter": "/init"}, True, False),
+        ({"magic": "4d5a", "interpreter": "/init"}, False, False),  # lacks P
+        ({"magic": "4d5a", "interpreter": "/init", "flags": "P"}, True, False),
     ],
 )
 def test_rivals(rival: dict[str, Any], works: bool, names: bool) -> None:
@@ -119,6 +120,13 @@ def test_nothing_is_known() -> None:
         ({"system": {"native": "x"}}, "hexadecimal"),
         ({"table": {"entries": [{"magic": "4d5"}]}}, "hexadecimal"),
         ({"program": {"start": "4d 5g"}}, "hexadecimal"),
+        ({"system": {"native": "4d5"}, "program": {"start": "a"}}, "hexadecimal"),
+        ({"table": {"entries": [{"magic": "4d5a", "mask": "ff"}]}}, "not of the same length"),
+        ({"table": {"entries": [{"since": float("nan")}]}}, "since is nan"),
+        ({"protection": {"watch": {"since": 1e18}}}, r"since is 1e\+18"),
+        ({"system": {"started": 10**400}}, "started is 1000"),
+        ({"session": {"uid": -(10**30)}}, "uid is -1000"),
+        ({"launch": {"errno": 2**31}}, "errno is 2147483648"),
     ],
 )
 def test_what_is_no_report(plain: Any, message: str) -> None:
@@ -140,10 +148,19 @@ def test_hostile_names(name: str, interpreter: str) -> None:
     """Whatever an entry is called, the text is harmless and the JSON valid, in any locale."""
     entry = m.Entry(name, interpreter=interpreter, flags="\udcff", magic="4d5a")
     base = healthy()
-    machine = base._replace(table=base.table._replace(entries=[entry, *(base.table.entries or [])]))
+    machine = base._replace(
+        table=base.table._replace(entries=[entry, *(base.table.entries or [])]),
+        protection=base.protection._replace(units={name: m.Unit(fragment=interpreter)}),
+    )
     found = conclude.conclude(machine)
     assert all(line.isprintable() for line in tell.as_text(machine, found, tell.Paint(), verbose=True).splitlines())
     assert json.loads(json.dumps(tell.as_plain(machine, found)).encode("ascii"))
+
+
+def test_a_hostile_state() -> None:
+    """What the kernel said of a directory is not sent to the terminal as it is either."""
+    machine = healthy(session={"wsl_interop": "", "run_wsl": "\033[2J"})
+    assert "\033" not in tell.as_text(machine, conclude.conclude(machine), tell.Paint())
 
 
 def test_a_huge_entry() -> None:
@@ -181,7 +198,7 @@ def test_fixes_can_be_pasted() -> None:
 
     assert fix("x;$(touch y)") == f"echo -1 | sudo tee '{table.DIRECTORY}/x;$(touch y)'"
     assert fix("it's") == f"""echo -1 | sudo tee '{table.DIRECTORY}/it'"'"'s'"""
-    for name in "x\033[2J", "x" * 350, "x\udcff":
+    for name in "x\033[2J", "x" * 450, "x\udcff":
         assert fix(name) is None
 
 
@@ -230,11 +247,14 @@ def test_settings_that_wsl_does_not_know(name: str, value: str, part: str) -> No
             "current directory",
         ),
         ("<3>WSL (12) ERROR: CreateProcessEntryCommon:334: getpwuid(0) failed 2", "/etc/passwd"),
+        ("<3>WSL (12 - Relay) ERROR: CreateProcessCommon:640: execvpe(/bin/zsh) failed 2", "shell in /etc/passwd"),
         ("<3>WSL (12) ERROR: CreateProcessParseCommon:711: Failed to translate C:\\x", "Windows path"),
         ("<3>WSL (12) ERROR: SomethingNew:1: failed 7", "errno(3)"),
         ("/mnt/c/x.exe: Invalid argument", "default user"),
         ("/mnt/c/x.exe: Permission denied", "AppLocker"),
         ("/mnt/c/x.exe: No such device", "gives that as the reason"),
+        ("/mnt/c/x.exe: I/O error", "could not read it"),
+        ("x.exe: Out of memory", "gives that as the reason"),
     ],
 )
 def test_messages(said: str, part: str) -> None:

@@ -304,3 +304,13 @@ def test_nothing_of_this_runs_at_boot() -> None:
     assert "wsl_binfmt.watch" in loaded
     assert not [name for name in loaded if name.startswith(("wsl_binfmt.cli", "wsl_binfmt.diagnosis"))]
     assert not {"argparse", "json", "subprocess"} & loaded
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"), [("store/lib/systemd/system/x.service", "{}"), ("/dev/null", "/etc/x"), (None, "/etc/x")]
+)
+def test_fragment(monkeypatch: pytest.MonkeyPatch, target: str | None, expected: str) -> None:
+    """A package's unit is a link in /etc on NixOS; a masked unit and an administrator's are in /etc."""
+    monkeypatch.setattr(os.path, "realpath", lambda path: target or path)
+    (unit,) = (gather_systemd.parse_units("Id=x.service\nFragmentPath=/etc/x\n") or {}).values()
+    assert unit.fragment == expected.format(target)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,13 +14,18 @@ import pytest
 import machines
 import support
 from wsl_binfmt import command
-from wsl_binfmt.diagnosis import anonymous, gather
+from wsl_binfmt.diagnosis import anonymous, conclude, gather
 from wsl_binfmt.diagnosis import machine as m
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-USERS = "root:x:0:0::/root:\nalice:x:1000:1000:Alice Liddell:/home/alice:\nbin:x:1001:1001::/data/people/bob:\n"
+USERS = """\
+root:x:0:0::/root:
+alice:x:1000:1000:Alice Liddell:/home/alice:
+bin:x:1001:1001::/data/people/bob:
+dinah:x:1002:1002::/mnt/c/Users/Alice L:
+"""
 
 
 @pytest.fixture
@@ -39,6 +46,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> None:
         ("/mnt/c/Users/Alice Liddell/AppData", "/mnt/c/Users/USER/AppData"),
         ("C:\\Users\\Liddell\\x", "C:\\Users\\USER\\x"),
         ("/data/people/bob/bin", "/home/USER/bin"),
+        ("/mnt/c/Users/Alice L/bin", "/mnt/c/Users/USER/bin"),
         ("alice started it on liddell-pc", "USER started it on HOST"),
         ("liddell-pc.example", "HOST"),
         ("the distro Wonderland", "the distro DISTRO"),
@@ -50,6 +58,34 @@ def names(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_names(text: str, expected: str) -> None:
     """Of users, homes, hosts and the distro; nothing else is changed."""
     assert anonymous.anonymous({"a": [text, 5, None], "alice": 1}) == {"a": [expected, 5, None], "alice": 1}
+
+
+@pytest.mark.usefixtures("names")
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        (b"#!/home/alice/bin/python\n", b"#!/home/USER/bin/python\n"),
+        (b"MZ alice", b"MZ alice"),
+        (b"\x7fELF alice", b"\x7fELF alice"),
+        (b"\xff alice", b"\xff USER"),
+    ],
+)
+def test_names_in_a_script(start: bytes, expected: bytes) -> None:
+    """The beginning of a file is text in hexadecimal digits, unless it is a program."""
+    assert anonymous.anonymous({"start": start.hex()}) == {"start": expected.hex()}
+
+
+@pytest.mark.parametrize(
+    "name", ["active", "masked", "there", "gone", "4d5a", "PF", "ro", "boot", "generator", "late", "c", "1000"]
+)
+def test_a_name_that_is_a_word(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The answer is the same without the name of a user that the kernel, systemd or this package has as well."""
+    passwd = f"{name}:x:1000:1000::/home/{name}:\n"
+    monkeypatch.setattr(anonymous, "read", {"/etc/passwd": passwd, "/etc/hostname": f"{name}\n"}.get)
+    for known in "wine", "table-read-only", "config-misspelt", "table-not-mounted", "masked-watch", "fmask":
+        plain = machines.plain(known)
+        found = conclude.conclude(m.from_plain(anonymous.anonymous(plain)))
+        assert found.ids == conclude.conclude(m.from_plain(plain)).ids
 
 
 @pytest.fixture
@@ -93,6 +129,21 @@ def test_a_report_of_another_machine(capfd: pytest.CaptureFixture[str], tmp_path
         assert answer["version"] == 1
         assert answer["works"] is False
         assert all(each["id"] in expected for each in answer["problems"])
+
+
+@pytest.mark.usefixtures("this_machine")
+def test_a_report_that_cannot_be_printed(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is longer than what Python holds back, and is not what changes the table."""
+    with contextlib.suppress(OSError), open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert command.run(["report", "-"]) == 1
+    assert capfd.readouterr().err == "wsl-binfmt: cannot write to standard output: No space left on device\n"
+
+
+def test_a_report_from_windows(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """An editor of Windows has put a byte order mark before it."""
+    (tmp_path / "x").write_text(json.dumps(machines.plain("wine")), encoding="utf-8-sig")
+    assert run(capfd, "status", "--from", str(tmp_path / "x"))[0] == 1
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 9}', '{"x": 1}', "[" * 100_000, '"\\ud800"'])

@@ -67,7 +67,7 @@ def not_in_path(machine: m.Machine) -> Iterator[Found]:
         advice = f"Or remove that line: {edit(WSL_CONF, off.line)}; it takes effect when the distro starts again."
         if is_pending(machine):
             evidence.append(f"{WSL_CONF} has changed since this distro started")
-    elif machine.session.has_sudo:
+    elif machine.session.is_of_sudo:
         evidence.append("sudo sets PATH anew: secure_path in /etc/sudoers")
     elif not any("/Windows" in each for each in machine.session.path):
         evidence.append("PATH has no folder of Windows: a profile, or what has started this session, sets it anew")

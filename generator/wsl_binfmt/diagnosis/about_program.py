@@ -33,13 +33,17 @@ from wsl_binfmt.diagnosis.problems import (
 # Debian's packages of loaders that a distro for 64 bits may lack.
 LOADERS = {"ld-linux.so.2": "libc6-i386", "ld-musl-x86_64.so.1": "musl"}
 BYTE_ORDER_MARK = "efbbbf"
-# How Windows opens what it does not start by itself, by the ends of names.
+EMULATORS = (
+    "qemu-user-static of Debian, Ubuntu and Fedora, qemu-user-static-binfmt of Arch, qemu-linux-user of openSUSE; "
+    "on NixOS, boot.binfmt.emulatedSystems"
+)
+# What Windows opens, and the program there that does.
 OPENERS = {
     ".bat": "cmd.exe /c",
     ".cmd": "cmd.exe /c",
-    ".ps1": "powershell.exe -File",
     ".lnk": "explorer.exe",
-    ".msi": "explorer.exe",
+    ".msi": "msiexec.exe /i",
+    ".ps1": "powershell.exe -File",
     ".vbs": "explorer.exe",
 }
 
@@ -178,7 +182,7 @@ def rule_not_registered(machine: m.Machine) -> Iterator[Found]:
         fix = f"sudo systemctl unmask {SERVICE} && {RESTART}"
     elif rule.line and guilty:
         evidence.append(f"{SERVICE} was skipped, by {guilty[0].path}")
-        fix = lift(guilty[0])
+        fix = lift(guilty)
     elif rule.line and service.active == "failed":
         evidence.append(f"{SERVICE} has failed, see unit-failed")
         fix = None
@@ -214,12 +218,12 @@ def nothing_runs_it(machine: m.Machine) -> Iterator[Found]:
     ending = os.path.splitext(program.place.path)[1].lower()
     if about.kind == subject.ELF:
         evidence = [f"it is a program for {about.processor}, and no entry or rule matches it"]
-        yield Found(evidence, advice="Install an emulator; Debian's and Ubuntu's package is qemu-user-static.")
+        yield Found(evidence, advice=f"Install an emulator: {EMULATORS}.")
     elif (program.start or "").startswith(BYTE_ORDER_MARK):
         fix = as_owner(machine, f"sed -i '1s/^\\xef\\xbb\\xbf//' -- {quote(program.place.path)}")
         yield Found(["it begins with a byte order mark, as editors on Windows write one: EF BB BF"], fix)
     elif ending in OPENERS:
-        evidence = [f"it is a {ending} file, which Windows does not start by itself"]
+        evidence = [f"it is opened by {OPENERS[ending].partition(' ')[0]}, and does not start by itself"]
         yield Found(evidence, f'{OPENERS[ending]} "$(wslpath -w {quote(program.place.path)})"')
     elif ending == ".exe":
         evidence = ["it does not begin with MZ, as Windows programs do"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Iterator, List
+from typing import TYPE_CHECKING, Dict, Iterator, List
 
 from wsl_binfmt import interop, table
 from wsl_binfmt.diagnosis.about_protection import (
@@ -28,6 +28,7 @@ from wsl_binfmt.diagnosis.problems import (
     can_change,
     comment_out,
     matches,
+    named,
     problem,
     quote,
 )
@@ -50,21 +51,26 @@ def guilty_conditions(machine: m.Machine) -> List[m.DropIn]:
         each
         for each in service.drop_ins
         if not each.path.endswith(f"/{DROP_IN}")
-        and any(re.match(r"(Condition|Assert)\w+\s*=", line) for line in each.lines)
+        # An empty one takes others away.
+        and any(re.match(r"(Condition|Assert)\w+\s*=\s*\S", line) for line in each.lines)
     ]
 
 
-def lift(drop_in: m.DropIn) -> str:
-    """Make the command that has a drop-in skip systemd-binfmt.service no more, and registers the rules."""
-    path, name = drop_in.path, os.path.basename(drop_in.path)
-    if path.startswith(ADMINISTRATORS):
-        # What else the file says stays.
+def lift(drop_ins: List[m.DropIn]) -> str:
+    """Make the command that has drop-ins skip systemd-binfmt.service no more, and registers the rules."""
+    own = [each.path for each in drop_ins if each.path.startswith(ADMINISTRATORS)]
+    # Of packages, which would bring them back.
+    others = [os.path.basename(each.path) for each in drop_ins if each.path not in own]
+    commands = []
+    if own:
+        # What else the files say stays.
         script = "/^[[:space:]]*\\(Condition\\|Assert\\)[A-Za-z]*[[:space:]]*=/d"
-        command = f"sudo sed -i '{script}' {quote(path)}"
-    else:  # of a package, which would bring it back
+        commands.append(f"sudo sed -i '{script}' {' '.join(map(quote, own))}")
+    if others:
         directory = f"/etc/systemd/system/{SERVICE}.d"
-        command = f"sudo mkdir -p {directory} && sudo ln -s /dev/null {quote(f'{directory}/{name}')}"
-    return f"{command} && {RELOAD} && {RESTART}"
+        commands.append(f"sudo mkdir -p {directory}")
+        commands += [f"sudo ln -s /dev/null {quote(f'{directory}/{name}')}" for name in others]
+    return " && ".join([*commands, RELOAD, RESTART])
 
 
 @problem(WARNING)
@@ -89,7 +95,8 @@ def unit_skipped(machine: m.Machine) -> Iterator[Found]:
     evidence = [each.path for each in guilty] or [f"systemctl status {SERVICE}"]
     evidence += [f"{rule.path}:{rule.line}: {rule.name} is not registered" for rule in rules][:5]
     advice = "With this package that is safe: the service does not empty the table any more." if guilty else ""
-    yield Found(evidence, lift(guilty[0]) if guilty else None, advice)
+    # Without one, the service was skipped as there was no rule yet.
+    yield Found(evidence, lift(guilty) if guilty else RESTART, advice)
 
 
 @problem(WARNING)
@@ -114,21 +121,23 @@ def unit_failed(machine: m.Machine) -> Iterator[Found]:
         return
     said = [each.text for each in machine.protection.messages or [] if each.source == SERVICE]
     found = [(each[1], int(each[2]), each[3]) for each in map(REFUSED_RULE.search, said) if each]
-    present = {entry.name for entry in machine.table.entries or []}
-    if not found and not machine.protection.messages:
-        rules = binfmt_d(machine)
-        found = [
-            (rule.path, rule.line, f"{rule.name} is not in the table") for rule in rules if rule.name not in present
-        ]
+    if not found:  # systemd before 250 does not say which
+        refused = [rule for rule in binfmt_d(machine) if rule.entry() is None]
+        found = [(rule.path, rule.line, f"the kernel refuses {rule.text}") for rule in refused]
     if found:
-        path, line, _ = found[0]
         evidence = list(dict.fromkeys(f"{path}:{line}: {text}" for path, line, text in found))
-        yield Found(evidence, f"{comment_out(path, line)} && {RESTART}")
+        lines: Dict[str, List[int]] = {}
+        for path, line, _ in found:
+            lines.setdefault(path, []).append(line)
+        commands = [comment_out(path, *lines[path]) for path in lines]
+        yield Found(evidence, " && ".join([*commands, RESTART]))
     elif any(UNREAD.search(text) for text in said):
         yield Found(said[-3:], advice=f"Mend or remove that file, then `{RESTART}`.")
     elif is_guarded_by_drop_in(service):
         # What failed was a start before the drop-in was in effect, or one of too many.
-        yield Found(said[-3:] or [f"systemctl status {SERVICE}"], _start_anew(SERVICE))
+        absent = [rule for rule in binfmt_d(machine) if not named(machine, rule.name)]
+        unregistered = [f"{rule.path}:{rule.line}: {rule.name} is not registered" for rule in absent]
+        yield Found(said[-3:] or unregistered or [f"systemctl status {SERVICE}"], _start_anew(SERVICE))
     elif machine.table.over_status and "ro" in machine.table.over_status.options:
         causes = (generator_masked, reload_needed, generator_missing_output, override_in_the_way)
         fixes = [each.fix for cause in causes for each in cause(machine)]

@@ -95,7 +95,10 @@ def interop_socket_dead(machine: m.Machine) -> Iterator[Found]:
         summary = "This user may not use the socket that /init takes."
         yield Found([f"{chosen.path}: permission denied"], _export(machine), _advice(machine), summary=summary)
     elif chosen is not None and chosen.is_listening is False:
-        yield Found([f"{chosen.path} refuses connections"], _export(machine), _advice(machine))
+        is_named = chosen.path == session.wsl_interop
+        summary = "" if is_named else "Nothing listens at the socket that /init takes, as WSL_INTEROP names none."
+        evidence = f"{chosen.path} refuses connections"
+        yield Found([evidence], _export(machine), _advice(machine), summary=summary)
 
 
 @problem(ERROR, WINDOWS)

@@ -211,6 +211,12 @@ def no_systemd(machine: m.Machine) -> Iterator[Found]:
         yield Found(evidence, advice="It runs outside of this chroot or mount namespace: run this there.")
     elif machine.conf.state not in (m.THERE, m.GONE):
         yield Found(evidence, advice=f"{WSL_CONF} cannot be read by this user; run this with sudo.")
+    elif system.systemd != m.THERE:
+        yield Found(
+            [*evidence, "there is no /usr/lib/systemd/systemd"],
+            advice="Install systemd with its /sbin/init before you switch it on; Debian's package is systemd-sysv. "
+            "A distro that has none, such as Alpine, is protected by another distro with this package while that runs.",
+        )
     elif found is None and machine.conf.stopped_at:
         evidence.append(f"{at_line(machine.conf.stopped_at)}: WSL reads no further, see config-error")
         yield Found(evidence, advice="Mend that line first.")

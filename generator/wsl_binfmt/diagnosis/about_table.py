@@ -8,6 +8,7 @@ from typing import Iterator
 
 from wsl_binfmt import interop, table
 from wsl_binfmt.diagnosis import machine as m
+from wsl_binfmt.diagnosis import subject
 from wsl_binfmt.diagnosis.problems import (
     ANY,
     ELSEWHERE,
@@ -165,14 +166,14 @@ def foreign_interpreter(machine: m.Machine) -> Iterator[Found]:
     entry = wsl(machine)
     if not entry or not entry.enabled or interop.handles_windows(entry.kernel()):
         return
-    others = [other for other in machine.table.entries or [] if handles_windows(other)]
-    fix = restoring(machine)
     if entry.interpreter == interop.INIT:
         evidence = [f"{entry_path(entry.name)} matches {_pattern(entry)}"]
-        yield Found(evidence, fix, summary="WSLInterop does not match every Windows program.", works=bool(others))
+        summary = "WSLInterop does not match every Windows program."
     else:
         evidence = [f"{entry_path(entry.name)} has the interpreter {entry.interpreter}", *_where_from(machine, entry)]
-        yield Found(evidence, fix, summary="The interpreter of WSLInterop is not /init.", works=bool(others))
+        summary = "The interpreter of WSLInterop is not /init."
+    severity = WARNING if handles_windows(subject.of(machine).handler) else ERROR
+    yield Found(evidence, restoring(machine), summary=summary, severity=severity)
 
 
 def _pattern(entry: m.Entry) -> str:
@@ -192,10 +193,12 @@ def wrong_flags(machine: m.Machine) -> Iterator[Found]:
     `sudo wsl-binfmt restore` registers it as WSL does. Remove the script or
     service.
     """
-    entry = wsl(machine)
-    if handles_windows(entry) and entry and "P" not in entry.flags:
+    entry = next((each for each in machine.table.entries or [] if handles_windows(each)), None)
+    if entry and "P" not in entry.flags:
         evidence = [f"{entry_path(entry.name)} has the flags {entry.flags or 'none'}", *_where_from(machine, entry)]
-        yield Found(evidence, restoring(machine))
+        fix = restoring(machine)
+        summary = f"{entry.name} lacks the flag P: Windows programs do not get their first argument."
+        yield Found(evidence, fix, summary=summary)
 
 
 @problem(ERROR, WINDOWS)
@@ -213,22 +216,24 @@ def shadowed(machine: m.Machine) -> Iterator[Found]:
     `sudo wsl-binfmt restore` puts WSLInterop first, and the watch keeps it there.
     """
     entries = machine.table.entries or []
-    entry = wsl(machine)
+    entry, about = wsl(machine), subject.of(machine)
     if (entry and not entry.enabled) or not any(map(handles_windows, entries)):
         return
     for each in entries:
         if handles_windows(each):
             return
-        if is_rival(each):
-            kernel = each.kernel()
-            takes_most = kernel.extension is not None or kernel.may_match(interop.HEADERS[0])
+        if each != entry and is_rival(each):
             evidence = [f"{entry_path(each.name)} has the interpreter {each.interpreter}", *_where_from(machine, each)]
-            what = "Windows programs" if takes_most else "some Windows programs"
+            kernel = each.kernel()
+            takes_this = each in (about.handler, *about.outranked)
+            if machine.program is None:
+                takes_this = kernel.extension is not None or kernel.may_match(interop.HEADERS[0])
+            what = "Windows programs" if takes_this else "some Windows programs"
             yield Found(
                 evidence,
                 restoring(machine),
                 summary=f"The entry {each.name} was registered later than WSLInterop, and takes {what}.",
-                severity=ERROR if takes_most else WARNING,
+                severity=ERROR if takes_this else WARNING,
             )
 
 

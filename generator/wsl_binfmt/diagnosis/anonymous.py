@@ -12,9 +12,17 @@ from wsl_binfmt.diagnosis.bounded import read
 # Names that identify no user, and words that are in paths and names of this package or of every system.
 COMMON = frozenset(
     """root nobody user users wsl localhost ubuntu debian fedora arch admin default public all home mnt etc usr lib bin
-    sbin run proc sys dev var tmp opt init systemd binfmt service windows system32 microsoft distro host file directory
-    other there gone right missing old""".split()  # noqa: SIM905
+    sbin run proc sys dev var tmp opt init systemd binfmt service windows system32 microsoft distro host
+    generator watch guard support mount status override sysinit target wants early wslinterop late temporary
+    boot interop automount network rw ro true false cmd exe""".split()  # noqa: SIM905
 )
+# Members whose texts are of the kernel, of systemd or of this package.
+WORDS = frozenset(
+    """package release elsewhere sbin_init systemd native state interpreter_state wsl_interop_state run_wsl kind load
+    active flags magic mask start""".split()  # noqa: SIM905
+)
+PROGRAMS = "4d5a", "7f454c46"  # MZ and ELF: the beginning of any other file may be text
+NAME_MIN = 2  # letters: a drive of Windows is called by one
 UID_MIN, UID_MAX = 1000, 60000
 
 
@@ -26,13 +34,20 @@ def anonymous(plain: Any) -> Any:
 
 def _walk(value: Any, replacements: "Dict[re.Pattern[str], str]") -> Any:
     if isinstance(value, dict):
-        return {name: _walk(each, replacements) for name, each in value.items()}
+        return {name: _member(name, each, replacements) for name, each in value.items()}
     if isinstance(value, list):
         return [_walk(each, replacements) for each in value]
     if isinstance(value, str):
         for pattern, replacement in replacements.items():
             value = pattern.sub(replacement, value)
     return value
+
+
+def _member(name: str, value: Any, replacements: "Dict[re.Pattern[str], str]") -> Any:
+    if name == "start" and value and not value.startswith(PROGRAMS):
+        text = os.fsdecode(bytes.fromhex(value))
+        return os.fsencode(_walk(text, replacements)).hex()
+    return value if name in WORDS else _walk(value, replacements)
 
 
 def _replacements() -> "Dict[re.Pattern[str], str]":
@@ -50,12 +65,12 @@ def _replacements() -> "Dict[re.Pattern[str], str]":
     # The longest home first, as one may be part of another.
     found: "Dict[re.Pattern[str], str]" = {}
     for home in sorted({home.rstrip("/") for home in homes}, key=len, reverse=True):
-        if home.count("/") > 1:  # not /root
+        if home.count("/") > 1 and "/Users/" not in home:  # not /root, nor what is on a drive of Windows
             found[re.compile(f"{re.escape(home)}(?![^/])")] = "/home/USER"
     # Homes of users that are not in /etc/passwd, such as those of Windows.
     found[re.compile(r"(?i)((?:/|\\)(?:home|Users)(?:/|\\))(?!USER\b)[^/\\:;\"]+")] = r"\1USER"
     for names, replacement in (users, "USER"), (hosts, "HOST"), ([distro], "DISTRO"):
         for name in sorted(set(names), key=len, reverse=True):
-            if name and name.lower() not in COMMON:
+            if len(name) >= NAME_MIN and not name.isdigit() and name.lower() not in COMMON:
                 found[re.compile(rf"(?<![A-Za-z0-9]){re.escape(name)}(?![A-Za-z0-9])", re.IGNORECASE)] = replacement
     return found

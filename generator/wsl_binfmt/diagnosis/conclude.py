@@ -78,9 +78,14 @@ class Diagnosis(NamedTuple):
         """Whether this is not a WSL distro. Then that is the whole answer."""
         return any(CATALOGUE[found.id].about == ELSEWHERE for found in self.problems)
 
+    @property
+    def is_off(self) -> bool:
+        """Whether Windows programs do not start because they are switched off."""
+        return "interop-off" in self.ids and not self.works
+
     def exit_status(self, *, fail_on_warning: bool = False) -> int:
         """Make the exit status."""
-        if self.is_elsewhere or "interop-off" in self.ids:
+        if self.is_elsewhere or self.is_off:
             return IS_ELSEWHERE
         if self.works is None:
             return UNKNOWN
@@ -95,10 +100,12 @@ def conclude(machine: m.Machine) -> Diagnosis:
     elsewhere = [found for found in _find(machine, about, broken) if CATALOGUE[found.id].about == ELSEWHERE]
     if elsewhere:
         return Diagnosis(None, about, elsewhere, broken, [], None)
+    outcome = launch.outcome(machine)
     problems = list(_find(machine, about, broken))
+    if outcome and outcome.started:
+        problems = list(_not_refuted(problems))
     ids = list(CATALOGUE)
     problems.sort(key=lambda found: (SEVERITIES.index(found.severity), ids.index(found.id)))
-    outcome = launch.outcome(machine)
     not_checked = [*_not_checked(machine, about), *broken]
     works = _works(machine, about, problems, outcome, broken)
     not_tried = list(_not_tried(machine)) if works and about.is_for_windows and not outcome else []
@@ -119,6 +126,15 @@ def _find(machine: m.Machine, about: subject.Subject, broken: List[str]) -> Iter
             text = f"whether there is the problem {problem.id}: unexpected {type(e).__name__}, please report it: {e}"
             if text not in broken:
                 broken.append(text)
+
+
+def _not_refuted(problems: List[Found]) -> Iterator[Found]:
+    """Leave out what a launch that succeeded has refuted; what could not be told without it remains as a warning."""
+    for found in problems:
+        if found.severity != ERROR:
+            yield found
+        elif found.works is None:
+            yield found._replace(severity=WARNING)
 
 
 def _works(
@@ -164,11 +180,11 @@ def _not_checked(machine: m.Machine, about: subject.Subject) -> Iterator[str]:
         yield f"how {program.place.path} begins: this user may not read it, or it does not answer"
     if not about.is_for_windows or (machine.launch and machine.launch.status == 0):
         return
-    cwd = machine.session.cwd
-    if cwd.path and cwd.state not in (m.THERE, m.GONE, m.NO_ANSWER) and not about_session.cwd_barrier(machine):
-        yield f"the current directory, {cwd.path}: {said_of(cwd.state)}"
     chosen = about_session.chosen_socket(machine)
     if chosen and chosen.is_listening is None:
         yield f"whether something listens at {chosen.path}: this user may not connect to it, or it does not answer"
-    if is_pending(machine) and machine.conf.interop:
+    cwd = machine.session.cwd
+    if cwd.path and cwd.state not in (m.THERE, m.GONE, m.NO_ANSWER) and not about_session.cwd_barrier(machine):
+        yield f"whether Windows may enter the current directory: {said_of(cwd.state)}"
+    if is_pending(machine):
         yield "whether Windows programs were switched off when this distro started: /etc/wsl.conf has changed since"

@@ -21,6 +21,8 @@ BEHIND_GUARD = "unshare", "--mount", "--propagation=private", "sh", "-c"
 READ_STATUS = 'mount --bind "$0" "$0" && cat "$0/status"'
 # Byte order marks of UTF-8 and UTF-16, as a text that was read as UTF-8 has them.
 MARKS = "\ufeff", "\udcff\udcfe", "\udcfe\udcff"
+# Of the last two, one is older Debian's, the other NixOS'.
+SYSTEMD = "/usr/lib/systemd/systemd", "/lib/systemd/systemd", "/run/current-system/systemd/lib/systemd/systemd"
 TEMPORARY_MAX = 0.3  # seconds; the watch removes a temporary entry after interop.PATIENCE at most
 Mounts = List[Tuple[m.Mount, int]]
 
@@ -84,6 +86,7 @@ def read_system(generator: Any) -> m.System:
         has_systemd=os.path.isdir("/run/systemd/system"),
         init=read("/proc/1/comm").strip(),
         sbin_init=state("/sbin/init"),
+        systemd=m.THERE if any(map(os.path.exists, SYSTEMD)) else m.GONE,
         started=_started(),
         own_user_namespace=bool(uid_map) and uid_map != ["0", "0", "4294967295"],
         native=native,

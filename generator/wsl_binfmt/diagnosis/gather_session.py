@@ -34,6 +34,7 @@ PT_INTERP = 3  # elf(5)
 def read(conf: m.Conf) -> m.Session:
     """Look at this session, without its current directory."""
     named = os.environ.get("WSL_INTEROP", "")
+    path = os.environ.get("PATH", "").split(":")
     default_uid, default_gids = default_user(conf)
     session = m.Session(
         uid=os.geteuid(),
@@ -43,9 +44,10 @@ def read(conf: m.Conf) -> m.Session:
         wsl_interop_state=state(named) if named else m.GONE,
         run_wsl=state(SOCKETS),
         ancestors=list(_ancestors()),
-        path=os.environ.get("PATH", "").split(":"),
-        has_sudo="SUDO_UID" in os.environ,
+        path=path,
+        is_of_sudo="SUDO_UID" in os.environ,
         has_tmux="TMUX" in os.environ,
+        needs_sudo=os.geteuid() != 0 or any(os.access(f"{directory}/sudo", os.X_OK) for directory in path),
     )
     return session._replace(sockets=_probe(session, list(_sockets(named))))
 
@@ -255,10 +257,11 @@ def _looked_up(argument: str, path: List[str]) -> str:
 
 def _loader(start: bytes) -> str:
     """Read which loader an ELF file names, elf(5); "" if none, or not in its beginning."""
-    is_64, order = start[4:5] == b"\2", "big" if start[5:6] == b"\2" else "little"
+    is_64, is_big = start[4:5] == b"\2", start[5:6] == b"\2"
 
     def number(at: int, size: int) -> int:
-        return int.from_bytes(start[at : at + size], order)  # type: ignore[arg-type]
+        data = start[at : at + size]
+        return int.from_bytes(data if is_big else data[::-1], "big")
 
     table_at = number(32, 8) if is_64 else number(28, 4)
     size, count = number(54 if is_64 else 42, 2), number(56 if is_64 else 44, 2)

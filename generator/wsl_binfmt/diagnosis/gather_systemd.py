@@ -208,13 +208,19 @@ def parse_units(said: str) -> Optional[Dict[str, m.Unit]]:
             units[found["Id"]] = m.Unit(
                 load=found.get("LoadState", ""),
                 active=found.get("ActiveState", ""),
-                fragment=found.get("FragmentPath", ""),
+                fragment=_fragment(found.get("FragmentPath", "")),
                 condition=None if condition not in ("yes", "no") else condition == "yes",
                 bind_paths=found.get("BindPaths", ""),
                 needs_reload=found.get("NeedDaemonReload") == "yes",
                 drop_ins=[_read_drop_in(path) for path in found.get("DropInPaths", "").split()],
             )
     return units or None
+
+
+def _fragment(path: str) -> str:
+    """Tell the file of a unit. On NixOS, that of a package is a link in /etc; the link of a masked unit is its own."""
+    real = os.path.realpath(path) if path.startswith("/etc/") else path
+    return path if real == os.devnull else real
 
 
 def _read_drop_in(path: str) -> m.DropIn:

@@ -11,6 +11,7 @@ from typing import List, NamedTuple, Optional
 
 from wsl_binfmt.diagnosis import about_session, bounded, subject
 from wsl_binfmt.diagnosis import machine as m
+from wsl_binfmt.diagnosis.problems import handles_windows
 
 # /init waits for ten seconds until Windows calls back.
 LAUNCH_MAX = 15.0  # seconds
@@ -18,6 +19,7 @@ SAID_MAX = 20  # lines
 WARNING = "Failed to translate"  # of /init, if a path has no Windows path
 # How /init's own errors begin, on all versions of WSL.
 INIT_ERROR = re.compile(r"<3>(?:WSL|init:) \(\d+[^)]*\) ERROR: ")
+UNREADABLE = "Windows could not read it, or the current directory."
 # If Windows did not start a program, its message has no such prefix.
 WINDOWS_ERRORS = {
     "Invalid argument": "Windows could not start it: the file is no program for this Windows, or Windows may not open "
@@ -26,9 +28,12 @@ WINDOWS_ERRORS = {
     "terminal, or the distro's default user may not read it.",
     "No such file or directory": "Windows does not find it by the path that /init gave it.",
     "Exec format error": "It is no program for this Windows.",
-    "Input/output error": "Windows could not read it, or the current directory.",
+    "Input/output error": UNREADABLE,
+    "I/O error": UNREADABLE,
 }
-ERRORS = frozenset(map(os.strerror, errno.errorcode))
+# What musl says, with which WSL builds /init, where glibc says something else.
+MUSL = "I/O error", "Out of memory", "Resource busy", "Operation timed out", "Not supported", "Filename too long"
+ERRORS = frozenset([*map(os.strerror, errno.errorcode), *MUSL])
 # What /init's own errors mean, by a pattern.
 MEANINGS = {
     "accept4 failed 110": "Windows did not call back within ten seconds. Interop is off outside of this distro (by a "
@@ -40,6 +45,7 @@ MEANINGS = {
     "terminal that it belongs to was closed. Open a new terminal, or set WSL_INTEROP to another socket in /run/WSL.",
     "current[_ ]path|getcwd|chdir": "/init could not use the current directory: it was removed, or may not be entered. "
     "Run `cd /` and try again.",
+    "execv": "/init could not start a Linux program, such as the user's shell in /etc/passwd.",
     "getpwuid|getpwnam|getgr": "/init does not find the user in /etc/passwd. Correct that file, or be another user.",
     "[Tt]ranslate": "/init could not make a Windows path of the current directory, of PATH or of the program.",
 }
@@ -107,16 +113,20 @@ def outcome(machine: m.Machine) -> Optional[Outcome]:
     # is that of the program.
     errors = [line for line in launched.said if launched.is_ours or not re.search(WARNING, line)]
     said = errors[-1].strip() if errors and launched.status in (1, None) else ""
-    if launched.status == 0:
-        return Outcome(path, True, "", "it ended with the exit status 0")
+    about = subject.of(machine)
+    handler = about.handler if about.is_ordinary else None
+    ended = f"it ended with the exit status {launched.status}"
     if said:
         return Outcome(path, False, "windows", said, explain(path, said))
+    if launched.status is not None and handler and not (handles_windows(handler) and "P" in handler.flags):
+        return Outcome(path, None, "", f"{ended}, by {handler.name}, not as WSL starts it")
+    if launched.status == 0:
+        return Outcome(path, True, "", ended)
     if launched.status is None:
         waited = f"it has not ended after {LAUNCH_MAX:.0f} seconds"
         if launched.is_ours:
             return Outcome(path, False, "windows", waited, "Windows is very busy, or hangs: try another time.")
         return Outcome(path, None, "", f"{waited}, and /init has said nothing: it seems to run")
-    ended = f"it ended with the exit status {launched.status}"
     if launched.is_ours:
         return Outcome(
             path,
@@ -126,7 +136,7 @@ def outcome(machine: m.Machine) -> Optional[Outcome]:
             "/init does so if it finds no socket, as in a service; see no-interop-socket. Try it in a new terminal.",
         )
     has_socket = about_session.chosen_socket(machine) is not None
-    if launched.status == 1 and not has_socket and subject.of(machine).is_for_windows:
+    if launched.status == 1 and not has_socket and about.is_for_windows:
         return Outcome(path, None, "", f"{ended}, as /init does if it finds no socket, and as a program may")
     return Outcome(path, True, "", ended)
 
@@ -136,9 +146,12 @@ def _of_kernel(machine: m.Machine, launched: m.Launch) -> Outcome:
     text = os.strerror(launched.errno)
     if launched.errno == errno.ENOEXEC:
         return Outcome(launched.program, False, "table", f"the kernel has no entry for it ({text})")
-    if launched.errno in (errno.ENOENT, errno.ELIBBAD):
-        return Outcome(launched.program, False, "interpreter", f"the interpreter of its entry is not there ({text})")
     handler = subject.of(machine).handler
+    if launched.errno in (errno.ENOENT, errno.ELIBBAD):
+        what = "the interpreter of its entry" if handler else "the interpreter or loader that it names"
+        return Outcome(launched.program, False, "interpreter", f"{what} is not there ({text})")
+    if launched.errno == errno.ELOOP:
+        return Outcome(launched.program, False, "table", f"its interpreter needs an interpreter in turn ({text})")
     if handler and launched.errno == errno.EACCES and machine.program and machine.program.may_execute:
         return Outcome(launched.program, False, "interpreter", f"{handler.interpreter} may not be executed ({text})")
     return Outcome(launched.program, False, "file", f"the kernel does not execute it ({text})")

@@ -9,7 +9,7 @@ field that is missing in the JSON has its default.
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, List, NamedTuple, Optional, Type, TypeVar, Union, get_type_hints
+from typing import Any, Dict, List, NamedTuple, Optional, Union, get_type_hints
 
 from wsl_binfmt import table
 
@@ -18,8 +18,8 @@ VERSION = 1
 THERE, GONE, MAY_NOT_LOOK = "there", "gone", "may not look"
 NO_ANSWER, TO_NOTHING = "no answer", "it is a link to nothing"
 NOT_EXECUTABLE = "this user may not execute it"
-
-T = TypeVar("T")
+# Of what is read: seconds that time.localtime() knows a date of, the numbers of JSON, MAX_ERRNO of the kernel.
+TIME_MAX, INT_MAX, ERRNO_MAX = 1e11, 2**53, 4096
 
 
 class Mount(NamedTuple):
@@ -72,9 +72,10 @@ class Rule(NamedTuple):
     def entry(self) -> Optional[table.Entry]:
         """Make the entry; None if the kernel would refuse the rule."""
         try:
-            return table.parse_rule(os.fsencode(self.text))[1]
+            entry = table.parse_rule(os.fsencode(self.text))[1]
         except ValueError:
             return None
+        return entry if entry.interpreter and b"" not in (entry.magic, entry.extension) else None
 
 
 class Table(NamedTuple):
@@ -100,6 +101,7 @@ class System(NamedTuple):
     has_systemd: bool = False
     init: str = ""  # name of PID 1's program
     sbin_init: str = THERE
+    systemd: str = THERE  # whether it is installed
     started: Optional[float] = None  # when PID 1 was, in seconds since 1970
     own_user_namespace: bool = False
     native: str = ""  # how programs of this machine begin, in hexadecimal digits
@@ -233,8 +235,9 @@ class Session(NamedTuple):
     ancestors: List[int] = []  # the nearest first
     cwd: Place = Place()
     path: List[str] = []
-    has_sudo: bool = False
+    is_of_sudo: bool = False
     has_tmux: bool = False
+    needs_sudo: bool = True  # for what only root may do; root without sudo does not
 
 
 class Program(NamedTuple):
@@ -281,9 +284,8 @@ class Machine(NamedTuple):
 
 def to_plain(value: Any) -> Any:
     """Make objects, lists, numbers and texts of a machine or a part of it, without fields that have their default."""
-    if isinstance(value, tuple):
-        fields: Dict[str, Any] = value._asdict()  # type: ignore[attr-defined] # all tuples here have names
-        defaults = value._field_defaults  # type: ignore[attr-defined]
+    if hasattr(value, "_asdict"):
+        fields, defaults = value._asdict(), value._field_defaults
         return {name: to_plain(field) for name, field in fields.items() if field != defaults[name] or name == "version"}
     if isinstance(value, dict):
         return {name: to_plain(field) for name, field in value.items()}
@@ -292,16 +294,21 @@ def to_plain(value: Any) -> Any:
 
 def from_plain(plain: Any) -> Machine:
     """Make a machine of what to_plain() gave; raises ValueError, which says what is wrong where."""
-    machine = _read(Machine, plain, "the machine")
+    machine: Machine = _read(Machine, plain, "the machine")
     if machine.version != VERSION:
         raise ValueError(f"it is of version {machine.version}, and this command reads version {VERSION}")
     for entry in machine.table.entries or []:
-        entry.kernel()
-    bytes.fromhex(machine.system.native + ((machine.program and machine.program.start) or ""))
+        kernel = entry.kernel()
+        if kernel.mask is not None and len(kernel.mask) != len(kernel.magic or b""):
+            raise ValueError(f"the entry {entry.name!r:.50} has a magic and a mask that are not of the same length")
+    if machine.launch and not 0 <= machine.launch.errno < ERRNO_MAX:
+        raise ValueError(f"the machine.launch.errno is {machine.launch.errno}")
+    for digits in machine.system.native, (machine.program and machine.program.start) or "":
+        bytes.fromhex(digits)
     return machine
 
 
-def _read(kind: Type[T], plain: Any, where: str) -> T:
+def _read(kind: Any, plain: Any, where: str) -> Any:
     """Read a value of a type that a machine is made of."""
     origin: Any = getattr(kind, "__origin__", None)
     arguments: Any = getattr(kind, "__args__", ())
@@ -318,8 +325,8 @@ def _read(kind: Type[T], plain: Any, where: str) -> T:
         if surplus:
             raise ValueError(f"{where} has no {surplus[0]}")
         result = kind(**{name: _read(hints[name], each, f"{where}.{name}") for name, each in plain.items()})
-    elif kind is float and isinstance(plain, int):
+    elif kind is float and isinstance(plain, (int, float)) and abs(plain) < TIME_MAX:
         result = float(plain)
-    elif origin is not None or hasattr(kind, "_fields") or type(plain) is not kind:
+    elif type(plain) is not kind or kind is float or (kind is int and abs(plain) > INT_MAX):
         raise ValueError(f"{where} is {plain!r:.50}")
-    return result  # type: ignore[no-any-return]
+    return result

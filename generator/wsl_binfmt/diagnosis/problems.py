@@ -9,6 +9,7 @@ prints. `wsl-binfmt --list`, the man page and a test of coverage use the same li
 from __future__ import annotations
 
 import os
+import re
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional
 
 from wsl_binfmt import interop, table
@@ -18,8 +19,9 @@ ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITIES = ERROR, WARNING, NOTE
 # What a problem is about: this system, every program, Windows programs only, or the program that the user named.
 ELSEWHERE, ANY, WINDOWS, FILE = "elsewhere", "any", "windows", "file"
-FIX_MAX = 300  # characters; a longer command is hard to read
+FIX_MAX = 400  # characters; a longer command is hard to read
 SHOWN_MAX = 100  # as a hostile file may have a million lines
+ON_NIXOS = "On NixOS, configuration.nix makes that: change it there, and run `sudo nixos-rebuild switch`."
 TERMINATE = "`wsl.exe --terminate DISTRO` on Windows"
 
 RESTORE = "sudo wsl-binfmt restore"
@@ -69,7 +71,11 @@ class Problem(NamedTuple):
     def find(self, machine: m.Machine) -> Iterator[Found]:
         """Find it, and fill in the defaults."""
         for found in self.check(machine):
-            fix = found.fix
+            fix, advice = found.fix, found.advice
+            if fix and machine.system.distro.startswith("NixOS") and re.search("/etc/|unmask", fix):
+                fix, advice = None, f"{advice} {ON_NIXOS}".strip()
+            if not machine.session.needs_sudo:
+                fix, advice = fix and fix.replace("sudo ", ""), advice.replace("`sudo ", "`")
             # A command that has to be escaped or shortened cannot be pasted.
             if fix and not (fix.isprintable() and len(fix) <= FIX_MAX):
                 fix = None
@@ -81,6 +87,7 @@ class Problem(NamedTuple):
                 works=True if severity != ERROR and found.works is False else found.works,
                 evidence=found.evidence[:SHOWN_MAX],
                 fix=fix,
+                advice=advice,
             )
 
 
@@ -203,9 +210,9 @@ def edit(path: str, line: int = 0) -> str:
     return f"sudo ${{EDITOR:-vi}} {f'+{line} ' if line else ''}{quote(path)}"
 
 
-def comment_out(path: str, line: int) -> str:
-    """Make the command that comments a line of a file of binfmt.d out; if a package has the file, in a copy."""
-    script = f"{line}s/^/# /"
+def comment_out(path: str, *lines: int) -> str:
+    """Make the command that comments lines of a file of binfmt.d out; if a package has the file, in a copy."""
+    script = ";".join(f"{line}s/^/# /" for line in sorted(set(lines)))
     if path.startswith(("/etc/", "/run/")):
         return f"sudo sed -i '{script}' {quote(path)}"
     return f"sed '{script}' {quote(path)} | sudo tee {quote(f'/etc/binfmt.d/{os.path.basename(path)}')} >/dev/null"

@@ -33,6 +33,8 @@ PROCESSORS = {
     258: "loongarch64",
     0x9026: "alpha",
 }
+# Types of ELF files that the kernel does not execute, in either byte order: ET_REL, such as *.o, and ET_CORE.
+NO_PROGRAMS = b"\1\0", b"\0\1", b"\4\0", b"\0\4"
 # Pairs of which a kernel for the first runs programs for the second as well.
 ALSO = (62, 3), (183, 40), (21, 20), (43, 2)
 
@@ -76,6 +78,8 @@ def of(machine: m.Machine) -> Subject:
     if about.kind == WINDOWS:
         return about._replace(is_ordinary=start.startswith(interop.HEADERS))
     if about.kind == ELF:
+        if start[16:18] in NO_PROGRAMS:
+            return about._replace(kind=OTHER)
         processor, is_native = _processor(start, bytes.fromhex(machine.system.native))
         return about._replace(processor=processor, is_native=is_native and about.handler is None)
     return about

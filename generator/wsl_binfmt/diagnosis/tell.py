@@ -55,8 +55,8 @@ def as_text(machine: m.Machine, found: Diagnosis, paint: Paint, *, verbose: bool
         lines += ["", *(f"Not looked at: {safe(each)}." for each in found.not_checked)]
     if found.not_tried:
         option = "wsl-binfmt --launch" + ("" if machine.program is None else " PROGRAM")
-        lines += ["", *(f"Not tried: {each}." for each in found.not_tried[:-1])]
-        lines.append(f"Not tried: {found.not_tried[-1]}. `{option}` tries that.")
+        lines += ["", *(f"Not tried: {safe(each)}." for each in found.not_tried)]
+        lines[-1] += f" `{option}` tries that."
     return "\n".join(lines)
 
 
@@ -72,7 +72,7 @@ def _answer(found: Diagnosis, paint: Paint) -> str:
     }[found.works]
     if found.is_elsewhere:
         mark, colour, text = "·", "faint", "This is for WSL distros."
-    elif "interop-off" in found.ids:
+    elif found.is_off:
         text = f"{name} {negated} here, as /etc/wsl.conf says."
     elif "wrong-flags" in found.ids and found.works is False:
         text = f"{name} {verb} here without the first argument."
@@ -94,8 +94,9 @@ def _handler(machine: m.Machine, found: Diagnosis, verbose: bool) -> List[str]:
     entry = about.handler
     text = f"{safe(entry.name)}, interpreter {safe(entry.interpreter)}, flags {safe(entry.flags) or 'none'}"
     lines = [f"  handled by      {text}, since {_time(entry.since)}"]
-    if machine.program and not handles_windows(entry) and about.kind == subject.WINDOWS and not about.is_ordinary:
-        lines.append("  what it is      it begins with MZ, and that entry is more specific than WSLInterop")
+    if machine.program and about.kind == subject.WINDOWS and not about.is_ordinary:
+        which = "no" if handles_windows(entry) else "that"
+        lines.append(f"  what it is      it begins with MZ, and {which} entry is more specific than WSLInterop")
     if about.processor:
         lines.append(f"  what it is      a program for {about.processor}")
     if about.outranked:
@@ -112,8 +113,8 @@ def _protection(machine: m.Machine, paint: Paint, verbose: bool) -> List[str]:
         for setting in machine.conf.settings:
             lines.append(f"  {'setting':15} /etc/wsl.conf:{setting.line}: {safe(setting.name)}={safe(setting.value)}")
         for name, properties in (machine.protection.units or {}).items():
-            lines += [f"  {'unit':15} {name}: {safe(properties.fragment)}"] * bool(properties.fragment)
-            lines += [f"  {'drop-in':15} {name}: {safe(each.path)}" for each in properties.drop_ins]
+            lines += [f"  {'unit':15} {safe(name)}: {safe(properties.fragment)}"] * bool(properties.fragment)
+            lines += [f"  {'drop-in':15} {safe(name)}: {safe(each.path)}" for each in properties.drop_ins]
     return lines
 
 
