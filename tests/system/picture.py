@@ -37,7 +37,9 @@ def draw_demo() -> None:
 
 def draw_status() -> None:
     """Draw wsl-binfmt where wine has taken Windows programs over, and have the README say the same."""
-    with bed.Vm() as vm, vm.distro(files={"/etc/binfmt.d/wine.conf": WINE}) as distro:
+    files = {"/etc/binfmt.d/wine.conf": WINE, "/usr/local/bin/sudo": ""}
+    with bed.Vm() as vm, vm.distro(files=files) as distro:
+        distro.shell("chmod +x /usr/local/bin/sudo")
         # As on a machine that was not protected when wine was installed.
         distro.systemctl("stop", "wsl-binfmt-watch.service")
         vm.write("wine", "-1")
