@@ -64,7 +64,7 @@ class Promises:
         self._missed = (
             False  # whether a watch may have missed something, as it was killed, stopped or kept from its work
         )
-        self._began = 0.0
+        self._began = self._was_late = 0.0
         self._lost_since = 0.0  # when Windows programs went to /init last
         self._excuse = False  # nothing could be done about it meanwhile
 
@@ -203,7 +203,9 @@ class Promises:
             or process.distro.lateness >= 1
         ):
             return
-        if any(abs(mark - since.time) < 1.2 + self._lateness() for mark in self._marks):
+        # A watch that was late has noticed the removal later.
+        late = max(self._lateness(), self._was_late)
+        if any(abs(mark - since.time) < 1.2 + late for mark in self._marks):
             return
         if since.inode not in process.distro.seen or (
             process.removals_seen.get(entry.name) != since and process.distro.wiped > since.time
@@ -377,6 +379,7 @@ class Promises:
         self._began = simulation.now
         if self._ape and self._ape.enabled and not self._is_off and not self._is_ape_behind(there):
             self._missed = False
+        self._was_late = self._lateness()
         for distro in simulation.distros:
             distro.lateness = 0.0
             distro.changed_rules = distro.reread = False
