@@ -35,10 +35,12 @@ LINKS = {
 OTHERS = {
     "/bin/sh",
     "/lib/modules",
+    "/lib/systemd/systemd",
     "/sbin/init",
     "/usr/bin/python3",
     "/usr/bin/true",
     "/usr/lib/binfmt-support/run-detectors",
+    "/usr/lib/systemd/systemd",
     "/usr/lib/systemd/systemd-binfmt",
     "/usr/sbin/update-binfmts",
 }
