@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import bed
+from checks import eventually
 
 MODULES = "/usr/lib/wsl-binfmt-generator/wsl_binfmt"
 
@@ -58,7 +59,8 @@ def assert_that_the_previous_release_is_gone(distro: bed.Distro) -> None:
     assert {line.split()[0] for line in units.splitlines()} <= {"wsl-binfmt-watch.service", "wsl-binfmt-boot.service"}
     assert distro.systemctl("is-active", "wsl-binfmt-watch.service").strip() == "active"
     assert distro.shell("pgrep --count --full '[w]sl-binfmt watch'").strip() == "1"
-    assert distro.run("ls", "-A", "/run/wsl-binfmt").split() == ["state"]
+    # The watch writes its file when the table has settled.
+    eventually(lambda: distro.run("ls", "-A", "/run/wsl-binfmt").split() == ["state"])
     assert "-held-by-" not in distro.run("ls", bed.TABLE)
 
 
