@@ -62,8 +62,8 @@ def rules_of_update_binfmts() -> "Iterator[bytes]":
 
 def _read(path: str) -> bytes:
     try:
-        # Neither waits for a FIFO nor reads a device to its end.
-        with open(posix.open(path, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC), "rb") as file:
+        # Neither waits for a FIFO nor reads a device to its end. open() closes what its opener opens, also a directory.
+        with open(path, "rb", opener=lambda path, flags: posix.open(path, flags | posix.O_NONBLOCK)) as file:
             return file.read(FILE_MAX) or b""
     except OSError:
         return b""
