@@ -193,7 +193,7 @@ class Lock:
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except BlockingIOError:
+            except OSError:  # it is held, or the kernel has no memory
                 was_free = False
                 time.sleep(0.001)
         return was_free
