@@ -47,7 +47,8 @@ class OwnEntries:
         self._lost: "dict[str, float]" = {}
         self._gone: "dict[str, float]" = {}
         self._marks: "dict[int, float]" = {}  # inodes, each with the time when it was seen first
-        self._invocations: "dict[str, str]" = saved.get("invocations", {})
+        invocations = {service: _invocation(service) for service in rules.SERVICES}
+        self._invocations: "dict[str, str]" = {**invocations, **saved.get("invocations", {})}
         # Services that have stopped, with the time; those that have not started again since count as ended.
         self._stopped: "dict[str, float]" = {}
         self._ended: "set[str]" = saved.get("ended", set())
@@ -69,7 +70,7 @@ class OwnEntries:
 
     def services_have_changed(self) -> bool:
         """Whether a service has started or stopped since the last look."""
-        return any(_invocation(service) != self._invocations.get(service, "") for service in rules.SERVICES)
+        return any(_invocation(service) != self._invocations[service] for service in rules.SERVICES)
 
     def reload(self) -> None:
         """Have the rules of active services read again."""
@@ -123,13 +124,12 @@ class OwnEntries:
             self._change(now)
         for name, inode in marks.items():
             if now >= self._marks[inode] + SECOND:
-                table.remove(name)
+                table.remove(name, inode)
 
     def _look_at_services(self, now: float) -> None:
         """Remove what a service has no rule for any more when it starts or is reloaded, and all when it has stopped."""
         for service in rules.SERVICES:
-            invocation, before = _invocation(service), self._invocations.get(service, "")
-            self._invocations[service] = invocation
+            invocation, before = _invocation(service), self._invocations[service]
             if invocation:
                 self._stopped.pop(service, None)
                 self._ended.discard(service)
@@ -138,13 +138,15 @@ class OwnEntries:
             if invocation not in ("", before):
                 self._read_rules()
                 self._remove_old(service, now)
+            # Only now, so that what the kernel refuses is tried again.
+            self._invocations[service] = invocation
         for service, since in [*self._stopped.items()]:
             if now >= since + SECOND:
-                del self._stopped[service]
                 # A failed start has registered all rules but the refused one.
                 if not _has_failed(service):
                     self._ended.add(service)
                     self.leave([service])
+                del self._stopped[service]
 
     def _read_rules(self) -> None:
         """Read the rules, without those of services that have ended."""
@@ -159,7 +161,8 @@ class OwnEntries:
             self._remove({name: inode for name, (inode, _, _) in old.items()})
             # update-binfmts has passed over the name of a rule that has changed.
             self._lost.update({name: now for name, (_, enabled, _) in old.items() if enabled})
-            self._change(now)
+            # The table settles anew, even in a storm: the list of this look still has what was removed.
+            self._first_change = self._last_change = now
 
     def _settle(self, entries: "dict[str, int]") -> None:
         """Bring back what is lost, and learn which entries are own now that all files have been written."""
@@ -222,7 +225,7 @@ class OwnEntries:
         for name, inode in table.entries().items():
             makers = {service for service, _ in self._makers(name, known)[1]}
             # The other service has such a rule as well, and is active.
-            is_kept = any(self._invocations.get(service) for service in makers.difference(services))
+            is_kept = any(map(_invocation, makers.difference(services)))
             if makers.intersection(services) and not is_kept:
                 leaving[name] = inode
         self._remove(leaving)
@@ -254,5 +257,6 @@ def _invocation(service: str) -> str:
 
 def _has_failed(service: str) -> bool:
     """Ask systemd whether a service has failed; one that was stopped has not."""
-    command = ["timeout", "1", "systemctl", "is-failed", "--quiet", service]
+    # The watch blocks SIGTERM, and so do the programs that it starts.
+    command = ["timeout", "-s", "KILL", "1", "systemctl", "is-failed", "--quiet", service]
     return posix.waitpid(posix.posix_spawnp("timeout", command, posix.environ), 0)[1] == 0

@@ -79,7 +79,10 @@ FAULTS = [
         "",
     ),
     Fault(
-        "a restart is a stop", "own", "if now >= since + SECOND:\n                del", "if True:\n                del"
+        "a restart is a stop",
+        "own",
+        "if now >= since + SECOND:\n                # A failed",
+        "if True:\n                # A failed",
     ),
     Fault(
         "own entries are told by name",

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -315,6 +317,84 @@ def test_rule_that_is_gone(distro: Distro) -> None:
     distro.rule(b"")
     distro.settle()
     assert distro.names == ["WSLInterop"]
+
+
+def test_refused_at_a_stop(distro: Distro) -> None:
+    """What the kernel refuses when a service starts without a rule, or has stopped, is tried again."""
+    other = b":other:M::other::/usr/bin/x:"
+    for rule in QEMU, other:
+        distro.rule(QEMU + b"\n" + other)
+        distro.add(rule)
+        distro.settle()
+    distro.rule(other)
+    distro.refuses = errno.ENOMEM
+    assert distro.look(changed=False)[1] == 1.0
+    distro.refuses = 0
+    distro.look(1.0, changed=False)
+    distro.settle()
+    assert distro.names == ["other", "WSLInterop"]
+    distro.rule(other, starts=False)
+    distro.look(changed=False)
+    distro.refuses = errno.ENOMEM
+    assert distro.look(1.0, changed=False)[1] == 1.0
+    distro.refuses = 0
+    distro.look(1.0, changed=False)
+    distro.settle()
+    assert distro.names == ["WSLInterop"]
+
+
+def test_rule_that_changes_in_a_storm(distro: Distro) -> None:
+    """Its entry comes back as the rule is now, although the table changes all the time."""
+    distro.rule(QEMU)
+    distro.add(QEMU)
+    distro.settle()
+    for number in range(13):
+        distro.add(b":x%d:M::xx::/usr/bin/x:" % number)
+        distro.look(0.04)
+    distro.rule(QEMU + b"P")
+    distro.add(b":y:M::yy::/usr/bin/x:")
+    distro.look(0.04)
+    distro.settle()
+    assert distro.entry("qemu-arm").flags == b"PF"
+
+
+def test_another_mark(distro: Distro, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mark that another distro has registered anew since the look stays for its second."""
+    mark = own.LEAVING + "1"
+    distro.add(own.LEAVING_RULE.format(mark).encode(), enabled=False)
+    distro.look()
+    seen = {entry.name: entry.inode for entry in distro.entries}
+    distro.drop(mark)
+    distro.add(own.LEAVING_RULE.format(mark).encode())
+    monkeypatch.setattr("wsl_binfmt.table.entries", lambda: seen)
+    distro.look(1.0, changed=False)
+    assert mark in distro.names
+
+
+def test_two_services_with_a_rule(distro: Distro, tmp_path: Path) -> None:
+    """An entry does not end with one service while the other is active, nor without a watch."""
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none/qemu-arm").write_bytes(world.file_of_update_binfmts(QEMU))
+    distro.rule(QEMU)
+    distro.add(QEMU)
+    without_watch = own.OwnEntries({}, print)
+    without_watch.leave([rules.BINFMT_SUPPORT])
+    assert distro.names == ["qemu-arm", "WSLInterop"]
+    without_watch.leave([rules.SYSTEMD_BINFMT])
+    assert distro.names == [without_watch.mark, "WSLInterop"]
+
+
+def test_systemctl_that_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is waited for a second, although it has blocked SIGTERM, as the watch does."""
+    (tmp_path / "systemctl").write_text("#!/bin/sh\nexec sleep 9\n")
+    (tmp_path / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("posix.environ", os.environb)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    began = time.monotonic()
+    assert not own._has_failed(rules.SYSTEMD_BINFMT)
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    assert time.monotonic() < began + 5
 
 
 def test_storm(distro: Distro) -> None:
