@@ -99,6 +99,8 @@ class Promises:
                 self._was_removed(actor, file)
             else:
                 self._switched(actor, file, is_off=command == b"0")
+        elif isinstance(file, world.Entry) and file.name == WSLINTEROP and not isinstance(actor, Process):
+            self._is_off = None  # a watch that has it open reads what was written to an entry that is gone
         self._windows(actor, file, name_of(data) if file == "register" else str(file))
 
     def _registered(self, actor: Actor, entry: Entry) -> None:
@@ -181,6 +183,8 @@ class Promises:
             self._enabled_by_hand = self._simulation.now
             self._enabled_inode = wsl.inode
         for process in self._simulation.processes():
+            if is_off and not was_off and process.saw_enabled:
+                process.distro.known_off = False  # what it has saved before counts no more
             process.knew_off, process.knows_off, process.saw_enabled = process.knows_off, False, float(is_off)
             if process.saved_inode != wsl.inode:
                 self._is_off = None
