@@ -1,19 +1,16 @@
 # SPDX-License-Identifier: MIT
 """The own entries of this distro: those that a rule of it makes, whichever program has registered them.
 
-All distros share one table. The own entries are removed when the service that
-has their rules is stopped, and when the distro shuts down: an entry with the flag
-F keeps the file system of its interpreter in use. They come back after a wipe,
-which removes all entries. What is gone alone was removed on purpose and stays so,
-unless another distro with the same rules has left: it registers a mark before it
-removes its own entries.
+All distros share one table. The own entries are removed when the service that has their rules is stopped, and when the
+distro shuts down: an entry with the flag F keeps its interpreter's file system in use. They come back after a wipe.
+What is gone alone was removed on purpose and stays so, unless another distro with the same rules has left: it
+registers a mark before it removes its own entries.
 """
 
 import posix
 
-from wsl_binfmt import interop, rules, table
+from wsl_binfmt import TYPE_CHECKING, interop, rules, table
 
-TYPE_CHECKING = False  # in place of that of `typing`, whose import takes long
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from typing import Any
@@ -27,7 +24,6 @@ SECOND = 1.0  # how long a mark stays, and how long after its stop a service cou
 # A program that wiped the table may be about to register entries of the same names, and would fail if they were there.
 QUIET = 0.05  # seconds without a change, after which the table has settled
 QUIET_MAX = 0.5  # seconds after the first change, after which it counts as settled in any case
-SAVED_MAX = 100  # other entries that are saved, so that the next watch can tell a wipe
 
 
 class OwnEntries:
@@ -42,23 +38,21 @@ class OwnEntries:
         # The own entries: inode, whether one is enabled, and its service and rule.
         self._own: "dict[str, tuple[int, bool, tuple[str, bytes]]]" = saved.get("own", {})
         self._first_change = self._last_change = 0.0  # since the table had settled
-        # Entries to register when the table has settled. Entries that were removed, to register if another distro
-        # leaves. Both with the time.
-        self._lost: "dict[str, float]" = {}
-        self._gone: "dict[str, float]" = {}
-        self._marks: "dict[int, float]" = {}  # inodes, each with the time when it was seen first
+        self._lost: "dict[str, float]" = {}  # entries to register when the table has settled
+        self._gone: "dict[str, float]" = {}  # entries to register if another distro leaves, and when they were removed
+        self._marks: "dict[int, float]" = {}  # inodes, and when each was seen first
+        # As of the last look at the services: their invocation IDs; those that have stopped, and when; and those that
+        # have not started again within a second.
         invocations = {service: _invocation(service) for service in rules.SERVICES}
         self._invocations: "dict[str, str]" = {**invocations, **saved.get("invocations", {})}
-        # Services that have stopped, with the time; those that have not started again since count as ended.
         self._stopped: "dict[str, float]" = {}
         self._ended: "set[str]" = saved.get("ended", set())
-        self._read_rules()
+        self._known = rules.read(self._ended)
 
     def state(self) -> "dict[str, Any]":
         """Return what the next watch begins with."""
-        names = {*self._own, interop.NAME, *[*self._before][-SAVED_MAX:]}
         return {
-            "entries": {name: inode for name, inode in self._before.items() if name in names},
+            "entries": self._before,
             "own": {**self._own},
             "invocations": {**self._invocations, **dict.fromkeys(self._stopped, "stopped")},
             "ended": {*self._ended},
@@ -74,14 +68,10 @@ class OwnEntries:
 
     def reload(self) -> None:
         """Have the rules of active services read again."""
-        self._invocations.update({service: "reloaded" for service, active in self._invocations.items() if active})
+        self._invocations = {service: active and "reloaded" for service, active in self._invocations.items()}
 
     def notice(self, entries: "dict[str, int]", now: float, *, changed: bool) -> bool:
-        """See what is gone since the last look; returns whether the table was wiped.
-
-        entries: as of table.entries(). now: as of time.monotonic(). changed: whether
-        the table may have.
-        """
+        """See what is gone since the last look; returns whether the table was wiped. changed: whether it may have."""
         before, self._before = self._before, entries
         if before == entries and not changed:
             return False
@@ -95,17 +85,17 @@ class OwnEntries:
         return wiped
 
     def look(self, entries: "dict[str, int]", now: float) -> float:
-        """Do what is to be done, after notice() with the same arguments; raises OSError.
-
-        Returns when to look again although nothing changes; 0 for never.
-        """
+        """Do what is to be done, after notice(); returns when to look again, 0 for never. Raises OSError."""
         self._look_at_marks(entries, now)
         self._learn(entries)
         self._look_at_services(now)
         settles = min(self._last_change + QUIET, self._first_change + QUIET_MAX) if self._first_change else 0.0
         if settles and now >= settles:
-            self._settle(entries)
-            settles = 0.0
+            self._first_change = settles = 0.0
+            # By now, all files have been written.
+            self._known = rules.read(self._ended)
+            self._learn(entries, anew=True)
+            self._bring_back()
         dues = [since + SECOND for since in (*self._marks.values(), *self._stopped.values())]
         return min(filter(None, (settles, *dues)), default=0.0)
 
@@ -118,7 +108,7 @@ class OwnEntries:
         marks = {name: inode for name, inode in entries.items() if name.startswith(LEAVING)}
         self._marks = {inode: self._marks.get(inode, now) for inode in marks.values()}
         self._gone = {name: since for name, since in self._gone.items() if now < since + SECOND}
-        if self._gone and any(name != self.mark for name in marks):
+        if self._gone and marks.keys() - {self.mark}:
             self._lost.update(self._gone)
             self._gone = {}
             self._change(now)
@@ -135,23 +125,17 @@ class OwnEntries:
                 self._ended.discard(service)
             elif before:
                 self._stopped[service] = now
+            # What has been done is noted at last, so that what the kernel refuses is tried again.
             if invocation not in ("", before):
-                self._read_rules()
+                self._known = rules.read(self._ended)
                 self._remove_old(service, now)
-            # Only now, so that what the kernel refuses is tried again.
             self._invocations[service] = invocation
-        for service, since in [*self._stopped.items()]:
-            if now >= since + SECOND:
+            if service in self._stopped and now >= self._stopped[service] + SECOND:
                 # A failed start has registered all rules but the refused one.
                 if not _has_failed(service):
                     self._ended.add(service)
                     self.leave([service])
                 del self._stopped[service]
-
-    def _read_rules(self) -> None:
-        """Read the rules, without those of services that have ended."""
-        known = {name: [own for own in made if own[0] not in self._ended] for name, made in rules.read().items()}
-        self._known = {name: made for name, made in known.items() if made}
 
     def _remove_old(self, service: str, now: float) -> None:
         """Remove the own entries whose rule a service has no more."""
@@ -164,13 +148,6 @@ class OwnEntries:
             # The table settles anew, even in a storm: the list of this look still has what was removed.
             self._first_change = self._last_change = now
 
-    def _settle(self, entries: "dict[str, int]") -> None:
-        """Bring back what is lost, and learn which entries are own now that all files have been written."""
-        self._first_change = 0.0
-        self._read_rules()
-        self._learn(entries, anew=True)
-        self._bring_back()
-
     def _learn(self, entries: "dict[str, int]", *, anew: bool = False) -> None:
         """Learn which entries are own; anew: also of those that are known, as they may have been disabled."""
         learned = {}
@@ -181,7 +158,9 @@ class OwnEntries:
             own = self._own.get(name)
             if anew or not own or own[0] != entries[name]:
                 entry, makers = self._makers(name, self._known)
-                own = (entry.inode, entry.enabled, makers[0]) if entry and makers else own if not entry else None
+                # One that has gone since stays known until the next look, which notices its loss.
+                if entry:
+                    own = (entry.inode, entry.enabled, makers[0]) if makers else None
             if own:
                 learned[name] = own
         self._own = learned
@@ -192,15 +171,14 @@ class OwnEntries:
         self, name: str, known: "dict[str, list[tuple[str, bytes]]]"
     ) -> "tuple[table.Entry | None, list[tuple[str, bytes]]]":
         """Read an entry that has the name of a rule or is an own one, and tell which rules make such an entry."""
-        candidates = known.get(name, []) + [own[2] for own in [self._own.get(name)] if own]
+        candidates = [*known.get(name, []), *([self._own[name][2]] if name in self._own else [])]
         entry = table.read(name) if candidates else None
         return entry, [own for own in candidates if entry and table.parse_rule(own[1])[1].says() == entry.says()]
 
     def _bring_back(self) -> None:
         """Register what is lost and has a rule."""
         registered = []
-        for name in [name for name in self._lost if name in self._known]:
-            own = self._known[name][0]
+        for name, own in [(name, self._known[name][0]) for name in self._lost if name in self._known]:
             try:
                 if not _is_for_this_program(own[1]):
                     table.register(own[1])
@@ -216,10 +194,7 @@ class OwnEntries:
             self._tell(f"own entries were lost: registered {', '.join(registered)} again", repair=True)
 
     def leave(self, services: "Collection[str]" = rules.SERVICES) -> None:
-        """Remove the own entries of services, which have been stopped or end with the distro; raises OSError.
-
-        Another distro with the same rules registers its own entries again, as it sees the mark.
-        """
+        """Remove the own entries of services, which have been stopped or end with the distro; raises OSError."""
         known = rules.read()
         leaving = {}
         for name, inode in table.entries().items():
@@ -231,7 +206,7 @@ class OwnEntries:
         self._remove(leaving)
 
     def _remove(self, inodes: "dict[str, int]") -> None:
-        """Remove own entries, after a mark for distros that have the same rules."""
+        """Remove own entries, after a mark, at which another distro with the same rules registers its own again."""
         if inodes:
             table.remove(self.mark)
             table.register(LEAVING_RULE.format(self.mark).encode())

@@ -3,11 +3,10 @@
 
 import posix
 
-from wsl_binfmt import interop, table
+from wsl_binfmt import TYPE_CHECKING, interop, table
 
-TYPE_CHECKING = False  # in place of that of `typing`, whose import takes long
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 SYSTEMD_BINFMT, BINFMT_SUPPORT = SERVICES = "systemd-binfmt.service", "binfmt-support.service"
 # systemd's order: a file hides those of the same name in later directories.
@@ -18,8 +17,8 @@ RUN_DETECTORS = b"/usr/lib/binfmt-support/run-detectors"
 FILE_MAX = 1 << 20  # bytes
 
 
-def read() -> "dict[str, list[tuple[str, bytes]]]":
-    """Read the rules of this distro: for each name of an entry the rules that make it, each after its service."""
+def read(ended: "Collection[str]" = ()) -> "dict[str, list[tuple[str, bytes]]]":
+    """Read the rules of services that have not ended: for each name of an entry its rules, each after its service."""
     found: "dict[str, list[tuple[str, bytes]]]" = {}
     rules = [(SYSTEMD_BINFMT, rule) for _, _, rule in rules_of_binfmt_d()]
     for service, rule in rules + [(BINFMT_SUPPORT, rule) for rule in rules_of_update_binfmts()]:
@@ -27,7 +26,7 @@ def read() -> "dict[str, list[tuple[str, bytes]]]":
             name = table.parse_rule(rule)[0]
         except ValueError:
             continue
-        if not interop.is_ours(name):
+        if not interop.is_ours(name) and service not in ended:
             found.setdefault(name, []).append((service, rule))
     return found
 

@@ -71,7 +71,7 @@ FAULTS = [
     Fault("a removal is taken for a wipe", "own", "is_any_left = any(", "is_any_left = all("),
     Fault("a mark goes at once", "own", "now >= self._marks[inode] + SECOND", "True", ("reboot", "stop")),
     Fault("a mark stays", "own", "now >= self._marks[inode] + SECOND", "False"),
-    Fault("a mark of others is ignored", "own", "if self._gone and any(", "if False and any("),
+    Fault("a mark of others is ignored", "own", "if self._gone and marks", "if False and marks"),
     Fault(
         "no mark",
         "own",
@@ -81,8 +81,8 @@ FAULTS = [
     Fault(
         "a restart is a stop",
         "own",
-        "if now >= since + SECOND:\n                # A failed",
-        "if True:\n                # A failed",
+        "now >= self._stopped[service] + SECOND",
+        "True",
     ),
     Fault(
         "own entries are told by name",
@@ -106,10 +106,8 @@ FAULTS = [
         ("stop", "reload"),
     ),
     Fault("nothing is removed at a shutdown", "watch", "            self._own.leave()\n", "            pass\n"),
-    Fault(
-        "a reload is not passed on", "watch", "reloaded=received == signal.SIGHUP", "reloaded=False", ("change rules",)
-    ),
-    Fault("nothing is looked at again", "watch", "default=0.0)", "default=0.0) * 0"),
+    Fault("a reload is not passed on", "watch", "if received == signal.SIGHUP:", "if False:", ("change rules",)),
+    Fault("nothing is looked at again", "watch", "plan[2], self._own.look(entries, now))", "0.0)"),
     Fault("the state is not saved", "watch", "state.save(known)", "pass"),
     Fault("without a watch, nothing is removed", "command", "entries.leave(args[1:])", "pass", ("stop", "reboot")),
 ]
