@@ -254,6 +254,8 @@ class Promises:
                 return
         elif any(mark > now - 2.5 for mark in self._marks) or (self._wipes and entry.born > self._wipes[0] + 0.4):
             return
+        elif entry.decided < actor.last_write:
+            return  # the watch had looked when nothing was removed yet
         self._simulation.breaks(f"{actor.name} cannot register {name}: {entry.by.name} has brought it back")
 
     def _lateness(self) -> float:
