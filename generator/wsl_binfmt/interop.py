@@ -34,11 +34,10 @@ RULE = ":{}:M::MZ::/init:FP"
 # every entry enabled: no file has an extension with a dot in it, load_misc_binary() in fs/binfmt_misc.c.
 PLACEHOLDER_EXTENSION = b"disabled.by.hand"
 PLACEHOLDER = b":WSLInterop:E::%b::/init:FP" % PLACEHOLDER_EXTENSION
-# seconds: WSL's override, in a distro without this package, removes WSLInterop alone, and fails if it is back when the
-# override registers it. An administrator's `echo 1` is seen by the watches of all distros before one registers it anew.
-PATIENCE = 0.2
-# Programs that change the table do not take the lock. A repair that they disturb is tried this often.
-TRIES = 4
+# WSL's override, in a distro without this package, removes WSLInterop alone, and fails if it is back when the override
+# registers it. An administrator's `echo 1` is seen by the watches of all distros before one registers it anew.
+PATIENCE = 0.2  # seconds
+TRIES = 4  # of a repair: programs that do not take the lock may disturb it
 
 
 def rule(name: str) -> bytes:
@@ -84,8 +83,7 @@ class Interop:
         self.inode = inode
         self.disabled = disabled
         self._was_there = False
-        # Until when a repair waits, as WSLInterop is gone alone or was enabled by hand.
-        self._until = 0.0
+        self._until = 0.0  # a repair waits until then, as WSLInterop is gone alone or was enabled by hand
         # Inodes of the entries behind WSLInterop. A specific entry that is not among them belongs in front.
         self._behind: "set[int] | None" = None
         # Inodes of the entries that match no file that begins with MZ: what an entry matches never changes.
