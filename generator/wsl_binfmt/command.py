@@ -12,8 +12,7 @@ VERSION = "@VERSION@"
 MARK_TIME = 0.3  # seconds
 WARNING, NOTICE = 4, 5  # of syslog(3)
 JOURNAL = "/run/systemd/journal/socket"
-# Of a repair, for `journalctl MESSAGE_ID=`.
-REPAIR = "8f9b5d1c6a5e4d0f9d2c7f3b1e6a4c58"
+REPAIR = "8f9b5d1c6a5e4d0f9d2c7f3b1e6a4c58"  # for `journalctl MESSAGE_ID=`
 
 
 def run(args: "list[str]") -> int:
@@ -26,10 +25,11 @@ def run(args: "list[str]") -> int:
         if len(args) == 2 and args[0] == "leave" and args[1] in rules.SERVICES:
             entries = own.OwnEntries({}, log)
             entries.leave(args[1:])
-            if table.read(entries.mark):
+            mark = table.read(entries.mark)
+            if mark:
                 # This distro has no watch to remove its mark; the watches of other distros have seen it by then.
                 time.sleep(MARK_TIME)
-                table.remove(entries.mark)
+                table.remove(entries.mark, mark.inode)
             return 0
     except PermissionError:
         return tell(f"may not change {table.DIRECTORY}, run this as root", 1)

@@ -24,6 +24,7 @@ SECOND = 1.0  # how long a mark stays, and how long after its stop a service cou
 # A program that wiped the table may be about to register entries of the same names, and would fail if they were there.
 QUIET = 0.05  # seconds without a change, after which the table has settled
 QUIET_MAX = 0.5  # seconds after the first change, after which it counts as settled in any case
+UNREAD = -1  # in place of the inode of an entry that is learned at the next look
 
 
 class OwnEntries:
@@ -32,10 +33,9 @@ class OwnEntries:
     def __init__(self, saved: "dict[str, Any]", tell: "Callable[..., object]") -> None:
         """Begin with what an earlier watch has saved. tell: reports a message to the user."""
         self._tell = tell
-        # All distros have different PID namespaces.
-        self.mark = f"{LEAVING}{posix.stat('/proc/self/ns/pid').st_ino}"
+        self.mark = f"{LEAVING}{posix.stat('/proc/self/ns/pid').st_ino}"  # no two distros have the same PID namespace
         self._before: "dict[str, int]" = saved.get("entries", {})  # as of the last look
-        # The own entries: inode, whether one is enabled, and its service and rule.
+        # The own entries: inode, whether it is enabled, and its service and rule.
         self._own: "dict[str, tuple[int, bool, tuple[str, bytes]]]" = saved.get("own", {})
         self._first_change = self._last_change = 0.0  # since the table had settled
         self._lost: "dict[str, float]" = {}  # entries to register when the table has settled
@@ -75,13 +75,17 @@ class OwnEntries:
         before, self._before = self._before, entries
         if before == entries and not changed:
             return False
-        self._change(now)
+        self._first_change, self._last_change = self._first_change or now, now
         is_any_left = any(entries.get(name) == inode for name, inode in before.items())
         # If there was only WSLInterop, its loss is not a wipe.
         wiped = not is_any_left and not all(map(interop.is_ours, {**before, **self._own}))
         gone = {name: now for name, (_, enabled, _) in self._own.items() if enabled and name not in entries}
         (self._lost if wiped else self._gone).update(gone)
         self._own = {name: own for name, own in self._own.items() if name in entries}
+        # What is registered again is own until it has been read: if it goes before, it is lost or removed anew.
+        again = [name for name in self._lost if name in entries and name in self._known]
+        self._own.update({name: (UNREAD, True, self._known[name][0]) for name in again})
+        self._lost = {name: since for name, since in self._lost.items() if name not in entries}
         return wiped
 
     def look(self, entries: "dict[str, int]", now: float) -> float:
@@ -97,21 +101,18 @@ class OwnEntries:
             self._learn(entries, anew=True)
             self._bring_back()
         dues = [since + SECOND for since in (*self._marks.values(), *self._stopped.values())]
-        return min(filter(None, (settles, *dues)), default=0.0)
-
-    def _change(self, now: float) -> None:
-        self._first_change = self._first_change or now
-        self._last_change = now
+        return earliest(settles, *dues)
 
     def _look_at_marks(self, entries: "dict[str, int]", now: float) -> None:
         """Mark for registration what a leaving distro has removed. Remove its mark after a second."""
         marks = {name: inode for name, inode in entries.items() if name.startswith(LEAVING)}
         self._marks = {inode: self._marks.get(inode, now) for inode in marks.values()}
-        self._gone = {name: since for name, since in self._gone.items() if now < since + SECOND}
+        gone = {name: since for name, since in self._gone.items() if now < since + SECOND}
+        self._gone = {name: since for name, since in gone.items() if name not in entries}
         if self._gone and marks.keys() - {self.mark}:
             self._lost.update(self._gone)
             self._gone = {}
-            self._change(now)
+            self._first_change = self._last_change = now
         for name, inode in marks.items():
             if now >= self._marks[inode] + SECOND:
                 table.remove(name, inode)
@@ -131,8 +132,8 @@ class OwnEntries:
                 self._remove_old(service, now)
             self._invocations[service] = invocation
             if service in self._stopped and now >= self._stopped[service] + SECOND:
-                # A failed start has registered all rules but the refused one.
-                if not _has_failed(service):
+                # A failed start has registered all rules but the refused one. To ask for it takes time.
+                if not _has_failed(service) and not _invocation(service):
                     self._ended.add(service)
                     self.leave([service])
                 del self._stopped[service]
@@ -158,32 +159,27 @@ class OwnEntries:
             own = self._own.get(name)
             if anew or not own or own[0] != entries[name]:
                 entry, makers = self._makers(name, self._known)
-                # One that has gone since stays known until the next look, which notices its loss.
+                # One that has gone since the table was listed is kept, so that the next look notices its loss.
                 if entry:
                     own = (entry.inode, entry.enabled, makers[0]) if makers else None
             if own:
                 learned[name] = own
         self._own = learned
-        # An entry that was registered again and then removed was removed on purpose.
-        self._lost = {name: since for name, since in self._lost.items() if name not in entries}
 
-    def _makers(
-        self, name: str, known: "dict[str, list[tuple[str, bytes]]]"
-    ) -> "tuple[table.Entry | None, list[tuple[str, bytes]]]":
-        """Read an entry that has the name of a rule or is an own one, and tell which rules make such an entry."""
-        candidates = [*known.get(name, []), *([self._own[name][2]] if name in self._own else [])]
+    def _makers(self, name: str, known: "dict[str, rules.Makers]") -> "tuple[table.Entry | None, rules.Makers]":
+        """Read an entry that has the name of a rule or is an own one, and tell what makes such an entry."""
+        candidates = known.get(name, []) + ([self._own[name][2]] if name in self._own else [])
         entry = table.read(name) if candidates else None
-        return entry, [own for own in candidates if entry and table.parse_rule(own[1])[1].says() == entry.says()]
+        return entry, [maker for maker in candidates if entry and table.parse_rule(maker[1])[1].says() == entry.says()]
 
     def _bring_back(self) -> None:
         """Register what is lost and has a rule."""
         registered = []
-        for name, own in [(name, self._known[name][0]) for name in self._lost if name in self._known]:
+        for name, maker in [(name, self._known[name][0]) for name in self._lost if name in self._known]:
             try:
-                if not _is_for_this_program(own[1]):
-                    table.register(own[1])
-                    # Its inode is learned at the next look.
-                    self._own[name] = 0, True, own
+                if not _is_for_this_program(maker[1]):
+                    table.register(maker[1])
+                    self._own[name] = UNREAD, True, maker
                     registered.append(name)
             except FileExistsError:
                 pass
@@ -207,13 +203,21 @@ class OwnEntries:
 
     def _remove(self, inodes: "dict[str, int]") -> None:
         """Remove own entries, after a mark, at which another distro with the same rules registers its own again."""
-        if inodes:
-            table.remove(self.mark)
-            table.register(LEAVING_RULE.format(self.mark).encode())
-            table.disable(self.mark)
+        try:
+            if inodes:
+                table.remove(self.mark)
+                table.register(LEAVING_RULE.format(self.mark).encode())
+                table.disable(self.mark)
+        except (FileExistsError, FileNotFoundError):
+            pass  # at the end of the other service, the command has done the same just now
         for name, inode in inodes.items():
             table.remove(name, inode)
             self._own.pop(name, None)
+
+
+def earliest(*dues: float) -> float:
+    """Tell which of some times comes first; 0 is never."""
+    return min(filter(None, dues), default=0.0)
 
 
 def _is_for_this_program(rule: bytes) -> bool:

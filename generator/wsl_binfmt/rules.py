@@ -7,19 +7,22 @@ from wsl_binfmt import TYPE_CHECKING, interop, table
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
+    from typing import List, Tuple
+
+    Makers = List[Tuple[str, bytes]]  # of an entry: services, each with its rule
 
 SYSTEMD_BINFMT, BINFMT_SUPPORT = SERVICES = "systemd-binfmt.service", "binfmt-support.service"
 # systemd's order: a file hides those of the same name in later directories.
 BINFMT_D = "/etc/binfmt.d", "/run/binfmt.d", "/usr/local/lib/binfmt.d", "/usr/lib/binfmt.d", "/lib/binfmt.d"
 UPDATE_BINFMTS = "/var/lib/binfmts"
-# What binfmt-support registers in place of an interpreter if several have rules for the same files.
+# What binfmt-support registers in place of an interpreter if several rules are for the same files.
 RUN_DETECTORS = b"/usr/lib/binfmt-support/run-detectors"
 FILE_MAX = 1 << 20  # bytes
 
 
-def read(ended: "Collection[str]" = ()) -> "dict[str, list[tuple[str, bytes]]]":
-    """Read the rules of services that have not ended: for each name of an entry its rules, each after its service."""
-    found: "dict[str, list[tuple[str, bytes]]]" = {}
+def read(ended: "Collection[str]" = ()) -> "dict[str, Makers]":
+    """Read the rules of services that have not ended: for each name of an entry what makes it."""
+    found: "dict[str, Makers]" = {}
     rules = [(SYSTEMD_BINFMT, rule) for _, _, rule in rules_of_binfmt_d()]
     for service, rule in rules + [(BINFMT_SUPPORT, rule) for rule in rules_of_update_binfmts()]:
         try:

@@ -89,7 +89,7 @@ class Watch:
         if failure not in ("", self._failure):
             self._tell(failure)
         self._failure = failure
-        return _earlier(due, time.monotonic() + POLL) if failure else due
+        return own.earliest(due, time.monotonic() + POLL) if failure else due
 
     def _repair(self, entries: "dict[str, int]", now: float, *, wiped: bool) -> float:
         """Repair WSLInterop; or, if it is right, look at all else. Returns as look() does."""
@@ -103,7 +103,7 @@ class Watch:
             return now + (0.1 if self._repairs_in_a_row > IN_A_ROW_MAX else 0.0)
         self._repairs_in_a_row = 0
         self._look_at_status()
-        return _earlier(plan[2], self._own.look(entries, now))
+        return own.earliest(plan[2], self._own.look(entries, now))
 
     def _look_at_status(self) -> None:
         was_on, self._is_switched_on = self._is_switched_on, table.is_switched_on()
@@ -124,7 +124,7 @@ class Watch:
     def _wait(self, due: float) -> int:
         """Wait for a signal, and return its number; or until `due`, and return 0."""
         if self._polls:
-            due = _earlier(due, time.monotonic() + POLL)
+            due = own.earliest(due, time.monotonic() + POLL)
         if not due:
             return signal.sigwait(SIGNALS)
         # The watch's own repair raises SIGIO, which must not end this wait.
@@ -140,11 +140,6 @@ class Watch:
                     self._own.leave()
         except OSError as e:
             self._tell(f"cannot remove own entries: {e.strerror}")
-
-
-def _earlier(*dues: float) -> float:
-    """Tell which of some times comes first; 0 is never."""
-    return min(filter(None, dues), default=0.0)
 
 
 def _notify() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 import kernel
 import world
-from wsl_binfmt import interop, own, rules, watch
+from wsl_binfmt import command, interop, own, rules, watch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -382,6 +382,79 @@ def test_two_services_with_a_rule(distro: Distro, tmp_path: Path) -> None:
     assert distro.names == ["qemu-arm", "WSLInterop"]
     without_watch.leave([rules.SYSTEMD_BINFMT])
     assert distro.names == [without_watch.mark, "WSLInterop"]
+
+
+def test_start_at_the_last_moment(distro: Distro, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that starts while systemd is asked whether it has failed keeps its entries."""
+    distro.rule(QEMU)
+    distro.add(QEMU)
+    distro.settle()
+    distro.rule(QEMU, starts=False)
+    distro.look(changed=False)
+    monkeypatch.setattr(own, "_has_failed", lambda _service: distro.rule(QEMU))
+    distro.look(1.0, changed=False)
+    distro.settle()
+    assert distro.names == ["qemu-arm", "WSLInterop"]
+
+
+def test_two_services_that_stop(distro: Distro, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a watch, two commands run at a time: one leaves the mark of the other for its time."""
+    mark = own.OwnEntries({}, print).mark
+    rule = own.LEAVING_RULE.format(mark).encode()
+    distro.rule(QEMU)
+    distro.add(QEMU)
+    write = distro._write
+
+    def register_mark_as_well(name: str, data: bytes, inode: int = 0) -> None:
+        if data == rule:
+            distro.add(rule)
+        write(name, data, inode)
+
+    def replace_mark(_seconds: float) -> None:
+        distro.drop(mark)
+        distro.add(rule)
+
+    monkeypatch.setattr("wsl_binfmt.table._write", register_mark_as_well)
+    monkeypatch.setattr(time, "sleep", replace_mark)
+    assert command.run(["leave", rules.SYSTEMD_BINFMT]) == 0
+    assert distro.names == [mark, "WSLInterop"]
+
+
+def test_two_wipes(distro: Distro, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An own entry that is registered after a wipe, and wiped before it is read, comes back; a removed one does not."""
+    distro.rule(QEMU)
+    distro.add(QEMU)
+    for control in "status", "qemu-arm":
+        distro.settle()
+        distro.write("status", b"-1")
+        distro.look()
+        distro.add(QEMU)
+
+        def write_then_read(name: str, control: str = control) -> tuple[bytes, int]:
+            if name == "qemu-arm":
+                distro.write(control if control == "status" else distro.entry(control), b"-1")
+            return distro._read(name)
+
+        monkeypatch.setattr("wsl_binfmt.table._read", write_then_read)
+        distro.look()
+        monkeypatch.setattr("wsl_binfmt.table._read", distro._read)
+        distro.settle()
+        assert ("qemu-arm" in distro.names) == (control == "status")
+
+
+def test_removed_during_a_repair(distro: Distro) -> None:
+    """An own entry that is registered after a wipe, and removed while WSLInterop is repaired, stays removed."""
+    distro.rule(QEMU)
+    distro.add(QEMU)
+    distro.settle()
+    distro.write("status", b"-1")
+    distro.look()
+    distro.add(QEMU)
+    distro.add(WINE)
+    assert distro.look()[0] == REPLACED
+    distro.drop("qemu-arm")
+    distro.settle()
+    assert distro.names == ["WSLInterop", "wine"]
 
 
 def test_systemctl_that_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
