@@ -38,7 +38,7 @@ class OwnEntries:
         # The own entries: inode, whether it is enabled, and its service and rule.
         self._own: "dict[str, tuple[int, bool, tuple[str, bytes]]]" = saved.get("own", {})
         self._first_change = self._last_change = 0.0  # since the table had settled
-        self._lost: "dict[str, float]" = {}  # entries to register when the table has settled
+        self._lost: "list[str]" = []  # entries to register when the table has settled
         self._gone: "dict[str, float]" = {}  # entries to register if another distro leaves, and when they were removed
         self._marks: "dict[int, float]" = {}  # inodes, and when each was seen first
         # As of the last look at the services: their invocation IDs; those that have stopped, and when; and those that
@@ -79,13 +79,16 @@ class OwnEntries:
         is_any_left = any(entries.get(name) == inode for name, inode in before.items())
         # If there was only WSLInterop, its loss is not a wipe.
         wiped = not is_any_left and not all(map(interop.is_ours, {**before, **self._own}))
-        gone = {name: now for name, (_, enabled, _) in self._own.items() if enabled and name not in entries}
-        (self._lost if wiped else self._gone).update(gone)
+        gone = [name for name, (_, enabled, _) in self._own.items() if enabled and name not in entries]
+        if wiped:
+            self._lost += gone
+        else:
+            self._gone.update(dict.fromkeys(gone, now))
         self._own = {name: own for name, own in self._own.items() if name in entries}
         # What is registered again is own until it has been read: if it goes before, it is lost or removed anew.
         again = [name for name in self._lost if name in entries and name in self._known]
         self._own.update({name: (UNREAD, True, self._known[name][0]) for name in again})
-        self._lost = {name: since for name, since in self._lost.items() if name not in entries}
+        self._lost = [name for name in self._lost if name not in entries]
         return wiped
 
     def look(self, entries: "dict[str, int]", now: float) -> float:
@@ -110,7 +113,7 @@ class OwnEntries:
         gone = {name: since for name, since in self._gone.items() if now < since + SECOND}
         self._gone = {name: since for name, since in gone.items() if name not in entries}
         if self._gone and marks.keys() - {self.mark}:
-            self._lost.update(self._gone)
+            self._lost += self._gone
             self._gone = {}
             self._first_change = self._last_change = now
         for name, inode in marks.items():
@@ -145,7 +148,7 @@ class OwnEntries:
         if old:
             self._remove({name: inode for name, (inode, _, _) in old.items()})
             # update-binfmts has passed over the name of a rule that has changed.
-            self._lost.update({name: now for name, (_, enabled, _) in old.items() if enabled})
+            self._lost += [name for name, (_, enabled, _) in old.items() if enabled]
             # The table settles anew, even in a storm: the list of this look still has what was removed.
             self._first_change = self._last_change = now
 
@@ -185,7 +188,7 @@ class OwnEntries:
                 pass
             except OSError as e:
                 self._tell(f"cannot register {name} again: {e.strerror}")
-        self._lost = {}
+        self._lost = []
         if registered:
             self._tell(f"own entries were lost: registered {', '.join(registered)} again", repair=True)
 
