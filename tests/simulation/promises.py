@@ -70,8 +70,9 @@ class Promises:
 
     # After each operation
 
-    def before_write(self, actor: Actor, _file: Entry | str, _data: bytes) -> None:
+    def before_write(self, actor: Actor, file: Entry | str, _data: bytes) -> None:
         """Remember what is before a write."""
+        self._was_enabled = isinstance(file, world.Entry) and file.enabled
         self._was_windows = self._table.handler_of_windows() == "/init"
         self._before = list(self._table.entries)
         # At its end, a distro removes its own entries all the same.
@@ -186,8 +187,8 @@ class Promises:
             if is_off and not was_off and process.saw_enabled:
                 process.distro.known_off = False  # what it has saved before counts no more
             process.knew_off, process.knows_off, process.saw_enabled = process.knows_off, False, float(is_off)
-            if process.saved_inode != wsl.inode:
-                self._is_off = None
+            if process.saved_inode != wsl.inode or (was_off and self._was_enabled and not is_off):
+                self._is_off = None  # nor does a watch see an `echo 1` to an entry that it could not disable
 
     def _watch_registers(self, process: Process, entry: Entry) -> None:
         entry.decided = process.looked_from
@@ -207,7 +208,8 @@ class Promises:
             or process.distro.lateness >= 1
         ):
             return
-        if any(abs(mark - since.time) < 1.2 + self._lateness() for mark in self._marks):
+        seen = since.time, process.stopped_until  # a watch that was stopped sees a removal when it goes on
+        if any(abs(mark - time) < 1.2 + self._lateness() for mark in self._marks for time in seen):
             return
         if since.inode not in process.distro.seen or (
             process.removals_seen.get(entry.name) != since and process.distro.wiped > since.time
