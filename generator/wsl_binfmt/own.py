@@ -135,10 +135,12 @@ class OwnEntries:
                 self._remove_old(service, now)
             self._invocations[service] = invocation
             if service in self._stopped and now >= self._stopped[service] + SECOND:
-                # A failed start has registered all rules but the refused one. To ask for it takes time.
-                if not _has_failed(service) and not _invocation(service):
+                # A failed start has registered all rules but the refused one. While asking, one may start.
+                has_failed = _has_failed(service)
+                active = set(filter(_invocation, rules.SERVICES))
+                if not has_failed and service not in active:
                     self._ended.add(service)
-                    self.leave([service])
+                    self.leave([service], keep=active)
                 del self._stopped[service]
 
     def _remove_old(self, service: str, now: float) -> None:
@@ -192,15 +194,13 @@ class OwnEntries:
         if registered:
             self._tell(f"own entries were lost: registered {', '.join(registered)} again", repair=True)
 
-    def leave(self, services: "Collection[str]" = rules.SERVICES) -> None:
-        """Remove the own entries of services, which have been stopped or end with the distro; raises OSError."""
+    def leave(self, services: "Collection[str]" = rules.SERVICES, *, keep: "Collection[str]" = ()) -> None:
+        """Remove the own entries of services, but for those that others have a rule for as well; raises OSError."""
         known = rules.read()
         leaving = {}
         for name, inode in table.entries().items():
             makers = {service for service, _ in self._makers(name, known)[1]}
-            # The other service has such a rule as well, and is active.
-            is_kept = any(map(_invocation, makers.difference(services)))
-            if makers.intersection(services) and not is_kept:
+            if makers.intersection(services) and not makers.intersection(keep):
                 leaving[name] = inode
         self._remove(leaving)
 

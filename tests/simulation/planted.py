@@ -82,9 +82,11 @@ FAULTS = [
         "a restart is a stop",
         "own",
         "now >= self._stopped[service] + SECOND:\n"
-        "                # A failed start has registered all rules but the refused one. To ask for it takes time.\n"
-        "                if not _has_failed(service) and not _invocation(service):",
-        "True:\n                if not _has_failed(service):",
+        "                # A failed start has registered all rules but the refused one."
+        " While asking, one may start.\n"
+        "                has_failed = _has_failed(service)\n"
+        "                active = set(filter(_invocation, rules.SERVICES))\n",
+        "True:\n                has_failed, active = _has_failed(service), set()\n",
     ),
     Fault(
         "own entries are told by name",
