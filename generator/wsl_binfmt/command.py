@@ -12,8 +12,7 @@ VERSION = "@VERSION@"
 MARK_TIME = 0.3  # seconds
 WARNING, NOTICE = 4, 5  # of syslog(3)
 JOURNAL = "/run/systemd/journal/socket"
-# Of a repair, for `journalctl MESSAGE_ID=`.
-REPAIR = "8f9b5d1c6a5e4d0f9d2c7f3b1e6a4c58"
+REPAIR = "8f9b5d1c6a5e4d0f9d2c7f3b1e6a4c58"  # for `journalctl MESSAGE_ID=`
 
 
 def run(args: "list[str]") -> int:
@@ -26,10 +25,11 @@ def run(args: "list[str]") -> int:
         if len(args) == 2 and args[0] == "leave" and args[1] in rules.SERVICES:
             entries = own.OwnEntries({}, log)
             entries.leave(args[1:])
-            if table.read(entries.mark):
+            mark = table.read(entries.mark)
+            if mark:
                 # This distro has no watch to remove its mark; the watches of other distros have seen it by then.
                 time.sleep(MARK_TIME)
-                table.remove(entries.mark)
+                table.remove(entries.mark, mark.inode)
             return 0
     except PermissionError:
         return tell(f"may not change {table.DIRECTORY}, run this as root", 1)
@@ -43,8 +43,6 @@ def run(args: "list[str]") -> int:
 
 def printable(text: str) -> str:
     """Make a text harmless for a terminal and the journal: names and paths in it may have anything in them."""
-    if text.isprintable():
-        return text
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
         for character in text
@@ -52,24 +50,16 @@ def printable(text: str) -> str:
 
 
 def log(message: str, *, repair: bool = False) -> None:
-    """Log what the watch has found or done; repair: whether it is a repair.
-
-    The journal's own protocol carries the ID by which repairs are found and counted.
-    """
-    if b"JOURNAL_STREAM" not in posix.environ:
-        tell(message, 0)
-        return
-    # `socket` would take a megabyte of memory.
-    from _socket import AF_UNIX, SOCK_DGRAM, socket  # noqa: PLC0415
-
-    fields = [f"MESSAGE={printable(message)}", f"SYSLOG_IDENTIFIER={NAME}", f"PRIORITY={NOTICE if repair else WARNING}"]
-    fields += [f"MESSAGE_ID={REPAIR}"] if repair else []
-    channel = socket(AF_UNIX, SOCK_DGRAM)
+    """Log what the watch has found or done; repair: whether it is a repair, which has an ID in the journal."""
+    fields = f"MESSAGE={printable(message)}\nSYSLOG_IDENTIFIER={NAME}\n"
+    fields += f"PRIORITY={NOTICE}\nMESSAGE_ID={REPAIR}\n" if repair else f"PRIORITY={WARNING}\n"
     try:
-        channel.sendto("".join(f"{field}\n" for field in fields).encode(errors="backslashreplace"), JOURNAL)
+        if b"JOURNAL_STREAM" in posix.environ:
+            watch.send(fields.encode(errors="backslashreplace"), JOURNAL)
+            return
     except OSError:
-        tell(message, 0)
-    channel.close()
+        pass
+    tell(message, 0)
 
 
 def tell(message: str, status: int) -> int:

@@ -1,27 +1,24 @@
 # SPDX-License-Identifier: MIT
 """WSLInterop, the entry by which WSL starts Windows programs: what is wrong with it, and the repair.
 
-A repair is a list of writes, decided from one look at the table. While WSLInterop
-is replaced, a temporary entry with the same rule is there, so that a Windows
-program that is started at any instant finds one of the two. All distros share its
-name, and the watch that finds WSLInterop right removes it.
+A repair is a list of writes, decided from one look at the table. While WSLInterop is replaced, a temporary entry with
+the same rule is there, so that a Windows program that is started at any instant finds one of the two. All distros share
+its name, and the watch that finds WSLInterop right removes it.
 """
 
 import posix
 import time
 
-from wsl_binfmt import table
+from wsl_binfmt import TYPE_CHECKING, table
 
-TYPE_CHECKING = False  # in place of that of `typing`, whose import takes long
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Callable, List, Tuple
 
-    # Functions of `table`, each with its argument.
-    Writes = List[Tuple[Callable[..., None], object]]
+    Write = Tuple[Callable[..., None], object]  # a function of `table`, and its argument
     # What follows from a look: writes, in order; what they mend, "" if that is not worth telling; and when to look
     # again although nothing changes, as time.monotonic(), 0 for never.
-    Plan = Tuple[Writes, str, float]
+    Plan = Tuple[List[Write], str, float]
 
 NAME = "WSLInterop"
 TEMPORARY = NAME + "-temporary"
@@ -37,11 +34,10 @@ RULE = ":{}:M::MZ::/init:FP"
 # every entry enabled: no file has an extension with a dot in it, load_misc_binary() in fs/binfmt_misc.c.
 PLACEHOLDER_EXTENSION = b"disabled.by.hand"
 PLACEHOLDER = b":WSLInterop:E::%b::/init:FP" % PLACEHOLDER_EXTENSION
-# seconds: WSL's override, in a distro without this package, removes WSLInterop alone, and fails if it is back when the
-# override registers it. An administrator's `echo 1` is seen by the watches of all distros before one registers it anew.
-PATIENCE = 0.2
-# Programs that change the table do not take the lock. A repair that they disturb is tried this often.
-TRIES = 4
+# WSL's override, in a distro without this package, removes WSLInterop alone, and fails if it is back when the override
+# registers it. An administrator's `echo 1` is seen by the watches of all distros before one registers it anew.
+PATIENCE = 0.2  # seconds
+TRIES = 4  # of a repair: programs that do not take the lock may disturb it
 
 
 def rule(name: str) -> bytes:
@@ -83,46 +79,35 @@ class Interop:
     """What a process knows of WSLInterop, from one look at the table to the next."""
 
     def __init__(self, inode: int = 0, *, disabled: bool = False) -> None:
-        """Begin with what an earlier process knew.
-
-        inode: of WSLInterop when it was looked at last; 0 if it never was.
-        disabled: whether an administrator had disabled it by hand.
-        """
+        """Begin with what an earlier process knew: WSLInterop's inode, or 0, and whether it was disabled by hand."""
         self.inode = inode
         self.disabled = disabled
         self._was_there = False
-        # Until when a repair waits, as WSLInterop is gone alone or was enabled by hand.
-        self._until = 0.0
+        self._until = 0.0  # a repair waits until then, as WSLInterop is gone alone or was enabled by hand
         # Inodes of the entries behind WSLInterop. A specific entry that is not among them belongs in front.
         self._behind: "set[int] | None" = None
         # Inodes of the entries that match no file that begins with MZ: what an entry matches never changes.
         self._others: "set[int]" = set()
 
     def look(self, entries: "dict[str, int]", now: float, *, wiped: bool = True) -> "Plan":
-        """Decide what is to be done.
-
-        entries: as of table.entries(). now: as of time.monotonic(). wiped: whether
-        all entries are gone that were there.
-        """
+        """Decide what is to be done. wiped: whether all entries are gone that were there before."""
         wsl = table.read(NAME)
-        was_disabled = self.disabled
-        self._learn_whether_disabled(wsl)
         if wiped or bool(wsl) != self._was_there:
             self._until = 0.0 if wiped or wsl else now + PATIENCE
-        if was_disabled and not self.disabled:
-            self._until = time.monotonic() + PATIENCE
         self._was_there = bool(wsl)
+        if wsl and self._learn_whether_disabled(wsl):
+            self._until = time.monotonic() + PATIENCE
         due = self._until if now < self._until else 0.0
-        clear: "Writes" = [(table.remove, TEMPORARY)] if TEMPORARY in entries else []
+        clear: "list[Write]" = [(table.remove, TEMPORARY)] if TEMPORARY in entries else []
         if self.disabled and wsl:
             return clear + [(table.disable, NAME)] * wsl.enabled, "", 0.0
-        if due and (self.disabled or wsl):
-            # A watch of another distro may have registered the temporary entry, as it knows of an `echo 1`.
-            return clear if wsl else [], "", due
         if self.disabled:
-            return [(table.register, PLACEHOLDER), (table.disable, NAME)], MISSING, 0.0
+            # A temporary entry is left alone: the watch of another distro that registers one knows of an `echo 1`.
+            return ([], "", due) if due else ([(table.register, PLACEHOLDER), (table.disable, NAME)], MISSING, 0.0)
+        if wsl and due:
+            return clear, "", due
         rivals, specific, misplaced = self._neighbours(entries)
-        # Whether Windows programs go to a temporary entry that is there, as soon as WSLInterop is not.
+        # Whether a temporary entry is in front of all that it has to be: of rivals only where WSLInterop is not.
         outranking = {*(rivals if wsl is None else ()), TEMPORARY}
         first = (name for name in entries if name in outranking or entries[name] in (self._behind or ()))
         is_first = bool(clear) and next(first) == TEMPORARY
@@ -133,7 +118,7 @@ class Interop:
         if is_as_registered(wsl) and not rivals:
             return [*clear, *_again(misplaced)], "", 0.0
         fault = f"{rivals[0]} outranks {NAME}" if rivals else f"{NAME} is not as WSL registers it"
-        replace: "Writes" = [(_remove_enabled, NAME), *_register(NAME, specific), (table.remove, TEMPORARY)]
+        replace: "list[Write]" = [(_remove_enabled, NAME), *_register(NAME, specific), (table.remove, TEMPORARY)]
         if wsl.extension == PLACEHOLDER_EXTENSION:
             return replace, f"{NAME} was enabled by hand", 0.0
         # An earlier repair may have been interrupted.
@@ -161,39 +146,37 @@ class Interop:
                     self.inode = wsl.inode
         return plan
 
-    def _learn_whether_disabled(self, wsl: "table.Entry | None") -> None:
-        """Tell `echo 0 >WSLInterop` and `echo 1` from another registration, which is always an enabled one."""
-        if not wsl:
-            return
+    def _learn_whether_disabled(self, wsl: table.Entry) -> bool:
+        """Tell `echo 0 >WSLInterop` from a registration, which always enables it; returns whether it was `echo 1`."""
+        was_disabled = self.disabled
         if not self.inode or wsl.inode == self.inode or not wsl.enabled:
             self.disabled = not wsl.enabled
         # An enabled entry that is to be disabled is not remembered.
         if not (wsl.enabled and self.disabled):
             self.inode = wsl.inode
+        return was_disabled and not self.disabled
 
     def _neighbours(self, entries: "dict[str, int]") -> "tuple[list[str], list[str], list[str]]":
-        """List the rivals, the newest first, and the specific entries, the oldest first, and those that are misplaced.
+        """List the rivals, the newest first, the specific entries, the oldest first, and those that are misplaced.
 
         A specific entry belongs in front of WSLInterop, and is misplaced behind it.
         """
-        names = list(entries)
-        at = names.index(NAME) if NAME in entries else len(names)
-        behind = {entries[name] for name in names[at + 1 :]}
+        inodes = [*entries.values()]
+        behind = set(inodes[inodes.index(entries[NAME]) + 1 :] if NAME in entries else ())
         if self._behind is None:
             self._behind = behind
-        self._others.intersection_update(entries.values())
+        self._others.intersection_update(inodes)
         rivals: "list[str]" = []
         specific: "list[str]" = []
-        for name in names:
-            if entries[name] in self._others or entries[name] in self._behind or is_ours(name):
-                continue
-            entry = table.read(name)
+        for name, inode in entries.items():
+            is_known = inode in self._others or inode in self._behind or is_ours(name)
+            entry = None if is_known else table.read(name)
             if entry and is_rival(entry):
                 rivals.append(name)
             elif entry and is_specific(entry):
                 specific.insert(0, name)
             elif entry and entry.extension is None and not entry.may_match(b"MZ"):
-                self._others.add(entries[name])
+                self._others.add(inode)
         misplaced = [name for name in specific if entries[name] in behind]
         if NAME in entries:
             self._behind = behind.difference(entries[name] for name in misplaced)
@@ -201,12 +184,12 @@ class Interop:
         return rivals, specific, misplaced
 
 
-def _register(name: str, specific: "Iterable[str]") -> "Writes":
+def _register(name: str, specific: "Iterable[str]") -> "list[Write]":
     """Register WSLInterop or the temporary entry, and anew the specific entries that are to stay in front of it."""
     return [(table.register, rule(name)), *_again(specific)]
 
 
-def _again(names: "Iterable[str]") -> "Iterator[tuple[Callable[..., None], object]]":
+def _again(names: "Iterable[str]") -> "Iterator[Write]":
     """Register entries anew, as far as that can be done from here."""
     for name in names:
         entry = table.read(name)

@@ -3,24 +3,26 @@
 
 import posix
 
-from wsl_binfmt import interop, table
+from wsl_binfmt import TYPE_CHECKING, interop, table
 
-TYPE_CHECKING = False  # in place of that of `typing`, whose import takes long
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import List, Tuple
+
+    Makers = List[Tuple[str, bytes]]  # of an entry: services, each with its rule
 
 SYSTEMD_BINFMT, BINFMT_SUPPORT = SERVICES = "systemd-binfmt.service", "binfmt-support.service"
 # systemd's order: a file hides those of the same name in later directories.
 BINFMT_D = "/etc/binfmt.d", "/run/binfmt.d", "/usr/local/lib/binfmt.d", "/usr/lib/binfmt.d", "/lib/binfmt.d"
 UPDATE_BINFMTS = "/var/lib/binfmts"
-# What binfmt-support registers in place of an interpreter if several have rules for the same files.
+# What binfmt-support registers in place of an interpreter if several rules are for the same files.
 RUN_DETECTORS = b"/usr/lib/binfmt-support/run-detectors"
 FILE_MAX = 1 << 20  # bytes
 
 
-def read() -> "dict[str, list[tuple[str, bytes]]]":
-    """Read the rules of this distro: for each name of an entry the rules that make it, each after its service."""
-    found: "dict[str, list[tuple[str, bytes]]]" = {}
+def read() -> "dict[str, Makers]":
+    """Read the rules of this distro: for each name of an entry what makes it."""
+    found: "dict[str, Makers]" = {}
     rules = [(SYSTEMD_BINFMT, rule) for _, _, rule in rules_of_binfmt_d()]
     for service, rule in rules + [(BINFMT_SUPPORT, rule) for rule in rules_of_update_binfmts()]:
         try:
@@ -62,8 +64,8 @@ def rules_of_update_binfmts() -> "Iterator[bytes]":
 
 def _read(path: str) -> bytes:
     try:
-        # Neither waits for a FIFO nor reads a device to its end.
-        with open(posix.open(path, posix.O_RDONLY | posix.O_NONBLOCK | posix.O_CLOEXEC), "rb") as file:
+        # Neither waits for a FIFO nor reads a device to its end. open() closes what its opener opens, also a directory.
+        with open(path, "rb", opener=lambda path, flags: posix.open(path, flags | posix.O_NONBLOCK)) as file:
             return file.read(FILE_MAX) or b""
     except OSError:
         return b""

@@ -4,7 +4,8 @@
 import marshal
 import posix
 
-TYPE_CHECKING = False  # in place of that of `typing`, whose import takes long
+from wsl_binfmt import TYPE_CHECKING
+
 if TYPE_CHECKING:
     from typing import Any
 

@@ -10,23 +10,20 @@ import posix
 import time
 
 DIRECTORY = "/proc/sys/fs/binfmt_misc"
-# Everything else in the directory is an entry.
-CONTROLS = frozenset(("register", "status"))
+CONTROLS = "register", "status"  # everything else in the directory is an entry
 PAGE_MAX = 1 << 16  # bytes: the file of an entry is one page at most
-# A process holds the lock for less than a millisecond, unless it is stopped.
-LOCK_MAX = 0.5  # seconds
+LOCK_MAX = 0.5  # seconds; a process holds the lock for less than a millisecond, unless it is stopped
 
 
 class Entry:
     """What a rule registers: which files it matches, and what runs them."""
 
-    # The names are the kernel's. With neither magic nor extension, nothing is known of the files.
     enabled = True
     interpreter = flags = b""
     offset = 0  # of the magic in the file, in bytes
     magic: "bytes | None" = None
     mask: "bytes | None" = None  # as long as the magic; None if all bits count
-    extension: "bytes | None" = None
+    extension: "bytes | None" = None  # with neither magic nor extension, nothing is known of the files
     inode = 0  # as of entries()
 
     def __init__(self, **fields: "bool | bytes | int | None") -> None:
@@ -78,8 +75,7 @@ def parse(text: bytes) -> Entry:
         return entry
     try:
         fields = dict(line.split(b" ", 1) for line in rest.splitlines())
-        offset = int(fields[b"offset"])
-        magic = bytes.fromhex(fields[b"magic"].decode())
+        offset, magic = int(fields[b"offset"]), bytes.fromhex(fields[b"magic"].decode())
         mask = bytes.fromhex(fields[b"mask"].decode()) if b"mask" in fields else None
     except (KeyError, ValueError):
         return entry
@@ -177,11 +173,9 @@ def _write(name: str, data: bytes, inode: int = 0) -> None:
 
 
 class Lock:
-    """While one process has the lock, no other that takes it changes the table, in any distro.
+    """flock(2) on `register`, which is one inode for all distros, and which only root can open.
 
-    It is flock(2) on `register`, which is one inode for the whole VM, and which
-    only root can open. A process that is stopped must not keep the others from
-    their work: after LOCK_MAX they go on without the lock.
+    A process that is stopped must not keep the others from their work: after LOCK_MAX they go on without the lock.
     """
 
     def __enter__(self) -> bool:
@@ -193,7 +187,7 @@ class Lock:
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except BlockingIOError:
+            except OSError:  # it is held, or the kernel has no memory
                 was_free = False
                 time.sleep(0.001)
         return was_free

@@ -5,9 +5,8 @@ import fcntl
 import posix
 import time
 
-from wsl_binfmt import interop, own, state, table
+from wsl_binfmt import TYPE_CHECKING, interop, own, state, table
 
-TYPE_CHECKING = False  # in place of that of `typing`, whose import takes long
 if TYPE_CHECKING:
     import signal
     from collections.abc import Callable
@@ -38,10 +37,9 @@ class Watch:
         # What people have been told of.
         self._failure = ""
         self._is_switched_on = True
-        self._has_init = True
 
     def run(self) -> None:
-        """Watch until SIGTERM; raises OSError if the table is not there."""
+        """Watch until SIGTERM."""
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             # A look takes less than a millisecond, and until it ends Windows programs may fail to start.
@@ -58,52 +56,46 @@ class Watch:
                 self._polls = True
         received, due = int(signal.SIGIO), 0.0
         while received != signal.SIGTERM:
+            if received == signal.SIGHUP:
+                self._own.reload()
             # Most units that start and stop do not concern the watch.
             if received != signal.SIGUSR1 or self._own.services_have_changed():
-                due = self.look(changed=received == signal.SIGIO, reloaded=received == signal.SIGHUP)
+                due = self.look(changed=received == signal.SIGIO)
             if self._failure or not 0 < self._repairs_in_a_row <= IN_A_ROW_MAX:
                 _notify()
             received = self._wait(due)
         self._leave()
 
-    def look(self, *, changed: bool = True, reloaded: bool = False) -> float:
-        """Look at the table once, do what is to be done, and report what the kernel refuses.
+    def look(self, *, changed: bool = True) -> float:
+        """Look at the table once, do what is to be done, and tell what keeps the watch from it.
 
-        changed: whether the table has changed, or may have. reloaded: whether a
-        service was. Returns when to look again although nothing changes, as
+        changed: whether the table has changed, or may have. Returns when to look again although nothing changes, as
         time.monotonic(); 0 for never.
         """
-        due = 0.0
-        if reloaded:
-            self._own.reload()
+        due, failure = 0.0, ""
         try:
-            due = self._look(changed=changed)
+            now, entries = time.monotonic(), table.entries()
+            # Before a repair, which makes other entries of those that were there.
+            wiped = self._own.notice(entries, now, changed=changed)
+            if posix.access(interop.INIT, posix.X_OK):
+                due = self._repair(entries, now, wiped=wiped)
+            else:
+                failure = interop.NO_INIT
             # The file is saved last, as /run may be full.
             if self._own.has_settled():
                 self._save()
-            self._failure = ""
         except OSError as e:
             failure = f"cannot change {e.filename or table.DIRECTORY}: {e.strerror}"
-            if failure != self._failure:
-                self._tell(failure)
-            self._failure = failure
-            retry = time.monotonic() + POLL
-            due = min(due or retry, retry)
-        return due
+        if failure not in ("", self._failure):
+            self._tell(failure)
+        self._failure = failure
+        return own.earliest(due, time.monotonic() + POLL) if failure else due
 
-    def _look(self, *, changed: bool) -> float:
-        now = time.monotonic()
-        entries = table.entries()
-        # Before a repair, which makes other entries of those that were there.
-        wiped = self._own.notice(entries, now, changed=changed)
-        had_init, self._has_init = self._has_init, posix.access(interop.INIT, posix.X_OK)
-        if not self._has_init:
-            if had_init:
-                self._tell(interop.NO_INIT)
-            return now + POLL
+    def _repair(self, entries: "dict[str, int]", now: float, *, wiped: bool) -> float:
+        """Repair WSLInterop; or, if it is right, look at all else. Returns as look() does."""
         plan = self._interop.look(entries, now, wiped=wiped)
         if plan[0]:
-            _, fault, _ = self._interop.repair(plan, wiped=wiped)
+            fault = self._interop.repair(plan, wiped=wiped)[1]
             if fault:
                 self._tell(f"{fault}: restored", repair=True)
             self._repairs_in_a_row += 1
@@ -111,7 +103,7 @@ class Watch:
             return now + (0.1 if self._repairs_in_a_row > IN_A_ROW_MAX else 0.0)
         self._repairs_in_a_row = 0
         self._look_at_status()
-        return min(filter(None, (plan[2], self._own.look(entries, now))), default=0.0)
+        return own.earliest(plan[2], self._own.look(entries, now))
 
     def _look_at_status(self) -> None:
         was_on, self._is_switched_on = self._is_switched_on, table.is_switched_on()
@@ -132,8 +124,7 @@ class Watch:
     def _wait(self, due: float) -> int:
         """Wait for a signal, and return its number; or until `due`, and return 0."""
         if self._polls:
-            poll = time.monotonic() + POLL
-            due = min(due or poll, poll)
+            due = own.earliest(due, time.monotonic() + POLL)
         if not due:
             return signal.sigwait(SIGNALS)
         # The watch's own repair raises SIGIO, which must not end this wait.
@@ -143,11 +134,10 @@ class Watch:
 
     def _leave(self) -> None:
         """Remove the own entries if the distro shuts down: its PID 1 is systemd-shutdown then."""
-        with open("/proc/1/comm", "rb") as file:
-            if file.read() != b"systemd-shutdow\n":
-                return
         try:
-            self._own.leave()
+            with open("/proc/1/comm", "rb") as file:
+                if file.read() == b"systemd-shutdow\n":
+                    self._own.leave()
         except OSError as e:
             self._tell(f"cannot remove own entries: {e.strerror}")
 
@@ -156,7 +146,16 @@ def _notify() -> None:
     """Tell systemd that the watch is up, once, as sd_notify(3) does."""
     path = posix.environ.pop(b"NOTIFY_SOCKET", b"")
     if path:
-        # `socket` would take a megabyte of memory.
-        from _socket import AF_UNIX, SOCK_DGRAM, socket  # noqa: PLC0415
+        send(b"READY=1", b"\0" + path[1:] if path[:1] == b"@" else path)
 
-        socket(AF_UNIX, SOCK_DGRAM).sendto(b"READY=1", b"\0" + path[1:] if path[:1] == b"@" else path)
+
+def send(data: bytes, path: "str | bytes") -> None:
+    """Send a datagram to a program's socket; raises OSError."""
+    # `socket` would take a megabyte of memory.
+    from _socket import AF_UNIX, SOCK_DGRAM, socket  # noqa: PLC0415
+
+    channel = socket(AF_UNIX, SOCK_DGRAM)
+    try:
+        channel.sendto(data, path)
+    finally:
+        channel.close()

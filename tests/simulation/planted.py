@@ -71,30 +71,39 @@ FAULTS = [
     Fault("a removal is taken for a wipe", "own", "is_any_left = any(", "is_any_left = all("),
     Fault("a mark goes at once", "own", "now >= self._marks[inode] + SECOND", "True", ("reboot", "stop")),
     Fault("a mark stays", "own", "now >= self._marks[inode] + SECOND", "False"),
-    Fault("a mark of others is ignored", "own", "if self._gone and any(", "if False and any("),
+    Fault("a mark of others is ignored", "own", "if self._gone and marks", "if False and marks"),
     Fault(
         "no mark",
         "own",
-        "            table.register(LEAVING_RULE.format(self.mark).encode())\n            table.disable(self.mark)\n",
-        "",
+        "table.register(LEAVING_RULE.format(self.mark).encode())\n                table.disable(self.mark)\n",
+        "pass\n",
     ),
     Fault(
-        "a restart is a stop", "own", "if now >= since + SECOND:\n                del", "if True:\n                del"
+        "a restart is a stop",
+        "own",
+        "now >= self._stopped[service] + SECOND:\n"
+        "                # A failed start has registered all rules but the refused one."
+        " While asking, one may start.\n"
+        "                has_failed = _has_failed(service)\n"
+        "                active = set(filter(_invocation, rules.SERVICES))\n",
+        "True:\n                has_failed, active = _has_failed(service), set()\n",
     ),
     Fault(
         "own entries are told by name",
         "own",
-        "if entry and table.parse_rule(own[1])[1].says() == entry.says()",
+        "if entry and table.parse_rule(maker[1])[1].says() == entry.says()",
         "if entry",
     ),
     Fault(
         "a disabled own entry comes back enabled",
         "own",
-        "if enabled and name not in entries}",
-        "if name not in entries}",
+        "if enabled and name not in entries]",
+        "if name not in entries]",
     ),
     Fault("a stop is not saved", "own", 'dict.fromkeys(self._stopped, "stopped")', "{}", ("stop", "kill watch")),
-    Fault("a rule for every program comes back", "own", "if own and not _is_for_this_program(own[1]):", "if own:"),
+    Fault(
+        "a rule for every program comes back", "own", "if maker and not _is_for_this_program(maker[1]):", "if maker:"
+    ),
     Fault(
         "a stop of a service is not seen",
         "own",
@@ -103,10 +112,8 @@ FAULTS = [
         ("stop", "reload"),
     ),
     Fault("nothing is removed at a shutdown", "watch", "            self._own.leave()\n", "            pass\n"),
-    Fault(
-        "a reload is not passed on", "watch", "reloaded=received == signal.SIGHUP", "reloaded=False", ("change rules",)
-    ),
-    Fault("nothing is looked at again", "watch", "default=0.0)", "default=0.0) * 0"),
+    Fault("a reload is not passed on", "watch", "if received == signal.SIGHUP:", "if False:", ("change rules",)),
+    Fault("nothing is looked at again", "watch", "plan[2], self._own.look(entries, now))", "0.0)"),
     Fault("the state is not saved", "watch", "state.save(known)", "pass"),
     Fault("without a watch, nothing is removed", "command", "entries.leave(args[1:])", "pass", ("stop", "reboot")),
 ]

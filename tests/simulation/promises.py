@@ -70,8 +70,9 @@ class Promises:
 
     # After each operation
 
-    def before_write(self, actor: Actor, _file: Entry | str, _data: bytes) -> None:
+    def before_write(self, actor: Actor, file: Entry | str, _data: bytes) -> None:
         """Remember what is before a write."""
+        self._was_enabled = isinstance(file, world.Entry) and file.enabled
         self._was_windows = self._table.handler_of_windows() == "/init"
         self._before = list(self._table.entries)
         # At its end, a distro removes its own entries all the same.
@@ -99,6 +100,8 @@ class Promises:
                 self._was_removed(actor, file)
             else:
                 self._switched(actor, file, is_off=command == b"0")
+        elif isinstance(file, world.Entry) and file.name == WSLINTEROP and not isinstance(actor, Process):
+            self._is_off = None  # a watch that has it open reads what was written to an entry that is gone
         self._windows(actor, file, name_of(data) if file == "register" else str(file))
 
     def _registered(self, actor: Actor, entry: Entry) -> None:
@@ -181,9 +184,11 @@ class Promises:
             self._enabled_by_hand = self._simulation.now
             self._enabled_inode = wsl.inode
         for process in self._simulation.processes():
+            if is_off and not was_off and process.saw_enabled:
+                process.distro.known_off = False  # what it has saved before counts no more
             process.knew_off, process.knows_off, process.saw_enabled = process.knows_off, False, float(is_off)
-            if process.saved_inode != wsl.inode:
-                self._is_off = None
+            if process.saved_inode != wsl.inode or (was_off and self._was_enabled and not is_off):
+                self._is_off = None  # nor does a watch see an `echo 1` to an entry that it could not disable
 
     def _watch_registers(self, process: Process, entry: Entry) -> None:
         entry.decided = process.looked_from
@@ -203,9 +208,9 @@ class Promises:
             or process.distro.lateness >= 1
         ):
             return
-        # A watch that was late has noticed the removal later.
-        late = max(self._lateness(), self._was_late)
-        if any(abs(mark - since.time) < 1.2 + late for mark in self._marks):
+        late = max(self._lateness(), self._was_late)  # a watch that was late has noticed the removal later
+        seen = since.time, process.stopped_until  # one that was stopped sees it when it goes on
+        if any(abs(mark - time) < 1.2 + late for mark in self._marks for time in seen):
             return
         if since.inode not in process.distro.seen or (
             process.removals_seen.get(entry.name) != since and process.distro.wiped > since.time
@@ -247,11 +252,15 @@ class Promises:
             return  # it took its time, or the watch did
         if name == WSLINTEROP:
             is_decided = entry.decided < actor.last_write or self._touched.get(name, 0.0) > actor.last_write
+            # A watch that has just started does not know that WSLInterop was there.
+            is_decided = is_decided or entry.by.started > actor.last_write - 0.1
             is_decided = is_decided or entry.by.distro.wiped > actor.last_write - PATIENCE
             if is_decided or self._wipes or self._is_off is not False or self._has_rivals():
                 return
         elif any(mark > now - 2.5 for mark in self._marks) or (self._wipes and entry.born > self._wipes[0] + 0.4):
             return
+        elif entry.decided < actor.last_write:
+            return  # the watch had looked when nothing was removed yet
         self._simulation.breaks(f"{actor.name} cannot register {name}: {entry.by.name} has brought it back")
 
     def _lateness(self) -> float:

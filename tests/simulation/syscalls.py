@@ -16,6 +16,8 @@ import world
 from wsl_binfmt import command, interop, own, rules, state, table, watch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from scheduler import Process, Simulation
 
 SIGNALS = {"SIGHUP": 1, "SIGUSR1": 10, "SIGTERM": 15, "SIGIO": 29}
@@ -218,10 +220,10 @@ class _Written(io.BytesIO):
         super().close()
 
 
-def _open(path: str | int, mode: str) -> io.BytesIO:
+def _open(path: str, mode: str, opener: Callable[[str, int], int] | None = None) -> io.BytesIO:
     me = process()
-    if isinstance(path, int):
-        return io.BytesIO(me.descriptors.pop(path))
+    if opener:
+        return io.BytesIO(me.descriptors.pop(opener(path, 0)))
     me.turn()
     if path == "/proc/self/exe":
         return io.BytesIO(promises.ELF)

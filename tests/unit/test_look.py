@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 import kernel
 import world
-from wsl_binfmt import interop, own, rules, watch
+from wsl_binfmt import command, interop, own, rules, watch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -315,6 +317,161 @@ def test_rule_that_is_gone(distro: Distro) -> None:
     distro.rule(b"")
     distro.settle()
     assert distro.names == ["WSLInterop"]
+
+
+def test_refused_at_a_stop(distro: Distro) -> None:
+    """What the kernel refuses when a service starts without a rule, or has stopped, is tried again."""
+    other = b":other:M::other::/usr/bin/x:"
+    for rule in QEMU, other:
+        distro.rule(QEMU + b"\n" + other)
+        distro.add(rule)
+        distro.settle()
+    distro.rule(other)
+    distro.refuses = errno.ENOMEM
+    assert distro.look(changed=False)[1] == 1.0
+    distro.refuses = 0
+    distro.look(1.0, changed=False)
+    distro.settle()
+    assert distro.names == ["other", "WSLInterop"]
+    distro.rule(other, starts=False)
+    distro.look(changed=False)
+    distro.refuses = errno.ENOMEM
+    assert distro.look(1.0, changed=False)[1] == 1.0
+    distro.refuses = 0
+    distro.look(1.0, changed=False)
+    distro.settle()
+    assert distro.names == ["WSLInterop"]
+
+
+def test_rule_that_changes_in_a_storm(distro: Distro) -> None:
+    """Its entry comes back as the rule is now, although the table changes all the time."""
+    distro.rule(QEMU)
+    distro.add(QEMU)
+    distro.settle()
+    for number in range(13):
+        distro.add(b":x%d:M::xx::/usr/bin/x:" % number)
+        distro.look(0.04)
+    distro.rule(QEMU + b"P")
+    distro.add(b":y:M::yy::/usr/bin/x:")
+    distro.look(0.04)
+    distro.settle()
+    assert distro.entry("qemu-arm").flags == b"PF"
+
+
+def test_another_mark(distro: Distro, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mark that another distro has registered anew since the look stays for its second."""
+    mark = own.LEAVING + "1"
+    distro.add(own.LEAVING_RULE.format(mark).encode(), enabled=False)
+    distro.look()
+    seen = {entry.name: entry.inode for entry in distro.entries}
+    distro.drop(mark)
+    distro.add(own.LEAVING_RULE.format(mark).encode())
+    monkeypatch.setattr("wsl_binfmt.table.entries", lambda: seen)
+    distro.look(1.0, changed=False)
+    assert mark in distro.names
+
+
+def test_two_services_with_a_rule(distro: Distro, tmp_path: Path) -> None:
+    """An entry stays while one is active. Without a watch, it goes with the first, as both may be about to stop."""
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none/qemu-arm").write_bytes(world.file_of_update_binfmts(QEMU))
+    support = tmp_path / f"invocation:{rules.BINFMT_SUPPORT}"
+    support.symlink_to("1")
+    distro.rule(QEMU)
+    distro.add(QEMU)
+    distro.settle()
+    support.unlink()
+    distro.settle()
+    assert distro.names == ["qemu-arm", "WSLInterop"]
+    without_watch = own.OwnEntries({}, print)
+    without_watch.leave([rules.BINFMT_SUPPORT])
+    assert distro.names == [without_watch.mark, "WSLInterop"]
+
+
+def test_start_at_the_last_moment(distro: Distro, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that starts while systemd is asked whether it has failed keeps its entries."""
+    distro.rule(QEMU)
+    distro.add(QEMU)
+    distro.settle()
+    distro.rule(QEMU, starts=False)
+    distro.look(changed=False)
+    monkeypatch.setattr(own, "_has_failed", lambda _service: distro.rule(QEMU))
+    distro.look(1.0, changed=False)
+    distro.settle()
+    assert distro.names == ["qemu-arm", "WSLInterop"]
+
+
+def test_two_services_that_stop(distro: Distro, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a watch, two commands run at a time: one leaves the mark of the other for its time."""
+    mark = own.OwnEntries({}, print).mark
+    rule = own.LEAVING_RULE.format(mark).encode()
+    distro.rule(QEMU)
+    distro.add(QEMU)
+    write = distro._write
+
+    def register_mark_as_well(name: str, data: bytes, inode: int = 0) -> None:
+        if data == rule:
+            distro.add(rule)
+        write(name, data, inode)
+
+    def replace_mark(_seconds: float) -> None:
+        distro.drop(mark)
+        distro.add(rule)
+
+    monkeypatch.setattr("wsl_binfmt.table._write", register_mark_as_well)
+    monkeypatch.setattr(time, "sleep", replace_mark)
+    assert command.run(["leave", rules.SYSTEMD_BINFMT]) == 0
+    assert distro.names == [mark, "WSLInterop"]
+
+
+def test_two_wipes(distro: Distro, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An own entry that is registered after a wipe, and wiped before it is read, comes back; a removed one does not."""
+    distro.rule(QEMU)
+    distro.add(QEMU)
+    for control in "status", "qemu-arm":
+        distro.settle()
+        distro.write("status", b"-1")
+        distro.look()
+        distro.add(QEMU)
+
+        def write_then_read(name: str, control: str = control) -> tuple[bytes, int]:
+            if name == "qemu-arm":
+                distro.write(control if control == "status" else distro.entry(control), b"-1")
+            return distro._read(name)
+
+        monkeypatch.setattr("wsl_binfmt.table._read", write_then_read)
+        distro.look()
+        monkeypatch.setattr("wsl_binfmt.table._read", distro._read)
+        distro.settle()
+        assert ("qemu-arm" in distro.names) == (control == "status")
+
+
+def test_removed_during_a_repair(distro: Distro) -> None:
+    """An own entry that is registered after a wipe, and removed while WSLInterop is repaired, stays removed."""
+    distro.rule(QEMU)
+    distro.add(QEMU)
+    distro.settle()
+    distro.write("status", b"-1")
+    distro.look()
+    distro.add(QEMU)
+    distro.add(WINE)
+    assert distro.look()[0] == REPLACED
+    distro.drop("qemu-arm")
+    distro.settle()
+    assert distro.names == ["WSLInterop", "wine"]
+
+
+def test_systemctl_that_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is waited for a second, although it has blocked SIGTERM, as the watch does."""
+    (tmp_path / "systemctl").write_text("#!/bin/sh\nexec sleep 9\n")
+    (tmp_path / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr("posix.environ", os.environb)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    began = time.monotonic()
+    assert not own._has_failed(rules.SYSTEMD_BINFMT)
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    assert time.monotonic() < began + 5
 
 
 def test_storm(distro: Distro) -> None:

@@ -69,6 +69,14 @@ def test_binfmt_d(root: Path) -> None:
     assert known["b"] == [(service, b":b:M::b::/b:"), (service, b":b:M::other::/b:")]
 
 
+def test_directory(root: Path) -> None:
+    """A directory in the place of a file is passed over, and does not stay open."""
+    (root / "etc/binfmt.d/a.conf").mkdir(parents=True)
+    before = os.listdir("/proc/self/fd")
+    assert rules.read() == {}
+    assert os.listdir("/proc/self/fd") == before
+
+
 @pytest.mark.parametrize(
     "rule", [b":a:M:4:aZ\\x00:\\xff\\xff\\x0f:/bin/a:CPF", b":a:M:0:aZ::/bin/a:", b":a:E:0:a::/bin/a:P"]
 )
