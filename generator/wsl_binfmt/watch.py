@@ -81,8 +81,8 @@ class Watch:
                 due = self._repair(entries, now, wiped=wiped)
             else:
                 failure = interop.NO_INIT
-            # The file is saved last, as /run may be full.
-            if self._own.has_settled():
+            # The file is saved last, as /run may be full. The first one does not wait: the watch may be killed soon.
+            if self._own.has_settled() or not self._saved:
                 self._save()
         except OSError as e:
             failure = f"cannot change {e.filename or table.DIRECTORY}: {e.strerror}"
