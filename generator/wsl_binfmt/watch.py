@@ -74,7 +74,7 @@ class Watch:
         """
         due, failure = 0.0, ""
         try:
-            now, entries = time.monotonic(), table.entries()
+            entries, now = table.entries(), time.monotonic()
             # Before a repair, which makes other entries of those that were there.
             wiped = self._own.notice(entries, now, changed=changed)
             if posix.access(interop.INIT, posix.X_OK):

@@ -87,7 +87,8 @@ def by(name: str, step: Callable[[Simulation, int], Step]) -> Happens:
 
 def change_rules(simulation: Simulation, distro: Distro, choice: int) -> Step:
     """Change a rule, remove it, or add one; then have a service read it."""
-    distro.changed_rules = True
+    distro.changed_rules = simulation.operations
+    mine = distro.changed_rules
     files = sorted(path for path in distro.files if path.startswith("/etc/binfmt.d/"))
     what = choice % 3
     if what == 0 and files:
@@ -104,7 +105,7 @@ def change_rules(simulation: Simulation, distro: Distro, choice: int) -> Step:
     then = (actors.restart, actors.reload)[choice % 2]
     if choice % 5:
         yield from then(simulation, distro, rules.SYSTEMD_BINFMT)
-        distro.reread = actors.is_active(distro, rules.SYSTEMD_BINFMT)
+        distro.reread = actors.is_active(distro, rules.SYSTEMD_BINFMT) and distro.changed_rules == mine
     else:
         yield from actors.systemd_binfmt(distro, is_service=False)
 

@@ -391,7 +391,7 @@ class Promises:
         self._was_late = self._lateness()
         for distro in simulation.distros:
             distro.lateness = 0.0
-            distro.changed_rules = distro.reread = False
+            distro.changed_rules, distro.reread = 0, False
         for process in simulation.processes():
             process.removals_seen = dict(self._removed)
 

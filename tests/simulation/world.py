@@ -226,7 +226,7 @@ class Distro:
         self.wiped = 0.0
         self.seen: set[int] = set()
         self.known_off: bool | None = False  # whether its watch has saved that WSLInterop is disabled
-        self.changed_rules = False
+        self.changed_rules = 0  # by which operation, in this round
         self.reread = False  # its service has read them after that
 
     @property
