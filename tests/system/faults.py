@@ -172,7 +172,7 @@ def judge(
 # What a distro runs, and for how long if it does not end by itself.
 COMMANDS = {
     "restore": ["wsl-binfmt", "restore"],
-    "watch": ["timeout", "--signal=TERM", "0.4", "wsl-binfmt", "watch"],
+    "watch": ["timeout", "--signal=TERM", "0.2", "wsl-binfmt", "watch"],
     "leave": ["wsl-binfmt", "leave", "systemd-binfmt.service"],
 }
 BLOCKED = {"watch": ["SIGTERM"]}
