@@ -18,7 +18,7 @@ help:
 	@echo 'make test            run the tests that need no root'
 	@echo 'make check           run all tests'
 	@echo 'make check-kernels   run the tests that depend on the kernel, on other kernels; SUITES=bookworm'
-	@echo 'make faults          make each system call of the programs fail, into tests/README.md'
+	@echo 'make faults          make each system call of the programs fail'
 	@echo 'make fuzz            read mutated files; SECONDS=60 for each of three kinds'
 	@echo 'make simulate        simulate histories of many distros; SECONDS=3600, or SEED=check-7 to show one'
 	@echo 'make check-pythons   run the unit tests on each Python of this machine'
