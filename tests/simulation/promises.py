@@ -65,6 +65,7 @@ class Promises:
             False  # whether a watch may have missed something, as it was killed, stopped or kept from its work
         )
         self._began = self._was_late = 0.0
+        self._outranked = 0.0  # when a rival was registered last
         self._lost_since = 0.0  # when Windows programs went to /init last
         self._excuse = False  # nothing could be done about it meanwhile
 
@@ -165,6 +166,7 @@ class Promises:
         if self._was_windows and not is_windows:
             # A rule of the distro is a rival's. When a program registers it, it is the newest until a watch has looked.
             is_rule = file == "register" and name not in (WSLINTEROP, TEMPORARY)
+            self._outranked = now if is_rule else self._outranked
             if (
                 is_rule
                 or (actor.role == "service" and name == WSLINTEROP)
@@ -254,6 +256,8 @@ class Promises:
             is_decided = entry.decided < actor.last_write or self._touched.get(name, 0.0) > actor.last_write
             # A watch that has just started does not know that WSLInterop was there.
             is_decided = is_decided or entry.by.started > actor.last_write - 0.1
+            # One that outranks a rival waits for no override.
+            is_decided = is_decided or self._outranked > actor.last_write - PATIENCE
             is_decided = is_decided or entry.by.distro.wiped > actor.last_write - PATIENCE
             if is_decided or self._wipes or self._is_off is not False or self._has_rivals():
                 return
