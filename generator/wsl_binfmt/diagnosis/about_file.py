@@ -11,11 +11,11 @@ from typing import Iterator, List
 from wsl_binfmt.diagnosis import machine as m
 from wsl_binfmt.diagnosis import subject
 from wsl_binfmt.diagnosis.about_session import (
-    DRIVES,
     EXECUTE,
     READ,
     class_of_default_user,
     describe,
+    is_of_windows,
     may_be_alias,
     refused,
 )
@@ -62,7 +62,7 @@ def not_in_path(machine: m.Machine) -> Iterator[Found]:
     evidence = [f"it is at {path}, which is not in PATH"]
     off = setting(machine, "interop.appendwindowspath")
     advice, needs_restart = "", False
-    if off and off.value.lower() in ("false", "0"):
+    if off and off.boolean is False:
         evidence.append(f"{at_line(off.line)}: appendWindowsPath=false in [interop]")
         advice = f"Or remove that line: {edit(WSL_CONF, off.line)}; it takes effect when the distro starts again."
         if is_pending(machine):
@@ -99,7 +99,7 @@ def _not_on_a_drive(machine: m.Machine, program: m.Program) -> Iterator[Found]:
         if root:
             evidence.append(f"{at_line(root.line)}: root={root.value} in [automount]")
         yield Found(evidence, summary="It is not in PATH, and the drives of Windows cannot be looked at.")
-    elif off and off.value.lower() in ("false", "0") and program.asked.lower().endswith(".exe"):
+    elif off and off.boolean is False and program.asked.lower().endswith(".exe"):
         evidence = [f"{at_line(off.line)}: enabled=false in [automount]"]
         summary = "It is not in PATH, and WSL mounts no drive of Windows here."
         yield Found(evidence, set_to(off.line, "true"), needs_restart=True, summary=summary)
@@ -134,7 +134,7 @@ def exe_not_executable(machine: m.Machine) -> Iterator[Found]:
         yield Found(evidence, fix, summary=f"{path} is on a file system that is mounted with noexec.")
     elif not program.may_execute:
         summary = f"{path} may not be executed by this user."
-        if place.mount and place.mount.kind in DRIVES:
+        if place.mount and is_of_windows(place):
             yield _on_a_drive(machine, program, place.mount)._replace(summary=summary)
         elif _lets_all_execute(program):
             advice = "An access control list, or a security module, takes that right away: see `getfacl`."
@@ -203,7 +203,7 @@ def exe_not_for_default_user(machine: m.Machine) -> Iterator[Found]:
     if program is None or not program.may_execute or not subject.of(machine).is_for_windows:
         return
     place = program.place
-    if place.state != m.THERE or (place.mount and place.mount.kind in DRIVES):
+    if place.state != m.THERE or is_of_windows(place):
         return
     barrier = refused(machine, place.way[:-1], EXECUTE)
     what = "enter"

@@ -72,7 +72,7 @@ def interpreter_missing(machine: m.Machine) -> Iterator[Found]:
             evidence = [f"it needs the loader {program.interpreter}, which is not here"]
             advice = f"Install the C library for {about.processor}, unless the emulator is told where to find it."
             yield Found(evidence, None, advice, works=None)
-    elif about.kind in (subject.SCRIPT, subject.ELF) and (about.is_native or about.kind == subject.SCRIPT):
+    elif about.is_native or about.kind == subject.SCRIPT:
         if about.kind == subject.SCRIPT and line.endswith(b"\r"):
             evidence = [f"its first line ends as on Windows: {(b'#!' + line).decode(errors='replace')!r}"]
             yield Found(evidence, as_owner(machine, f"sed -i 's/\\r$//' -- {quote(program.place.path)}"))

@@ -143,7 +143,7 @@ def cwd_not_for_default_user(machine: m.Machine) -> Iterator[Found]:
 def cwd_barrier(machine: m.Machine) -> Optional[m.Element]:
     """Tell above the current directory which one the default user may not enter."""
     cwd = machine.session.cwd
-    if _is_of_windows(cwd) or cwd.state not in (m.THERE, m.MAY_NOT_LOOK):
+    if is_of_windows(cwd) or cwd.state not in (m.THERE, m.MAY_NOT_LOOK):
         return None
     # Where this user may not look, the way ends above the current directory.
     return refused(machine, cwd.way[:-1] if cwd.state == m.THERE else cwd.way, EXECUTE)
@@ -154,7 +154,8 @@ def may_be_alias(session: m.Session, path: str) -> bool:
     return ALIASES in os.path.join(session.cwd.path, path)
 
 
-def _is_of_windows(place: m.Place) -> bool:
+def is_of_windows(place: m.Place) -> bool:
+    """Whether a path is on a drive of Windows."""
     return place.mount is not None and place.mount.kind in DRIVES
 
 

@@ -51,7 +51,6 @@ KNOWN_SETTINGS = {
     "time.usewindowstimezone": True,
     "user.default": False,
 }
-BOOLEANS = "true", "false", "1", "0"
 MEANT = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 NAME_MAX = 50  # characters
 # Sections of %UserProfile%\.wslconfig on Windows.
@@ -109,9 +108,8 @@ def settings_pending(machine: m.Machine) -> Iterator[Found]:
     evidence = []
     for name, meanings in CHANGES.items():
         found = setting(machine, name)
-        value = found is not None and found.value.lower() in ("true", "1")
-        if found and found.value.lower() in BOOLEANS and value in meanings:
-            evidence.append(f"{at_line(found.line)}: {name}={found.value}: {meanings[value]}")
+        if found and found.boolean in meanings:
+            evidence.append(f"{at_line(found.line)}: {name}={found.value}: {meanings[found.boolean]}")
     yield Found(evidence or [WSL_CONF], advice=f"The change takes effect after {TERMINATE}.")
 
 
@@ -156,7 +154,7 @@ def unused(each: m.Setting) -> Tuple[str, Optional[str]]:
         comment = f"sudo sed -i '{each.line}s/^/# /' {WSL_CONF}"
         return f"{each.name} belongs in %UserProfile%\\.wslconfig on Windows", comment
     if each.name in KNOWN_SETTINGS:
-        if not KNOWN_SETTINGS[each.name] or each.value.lower() in BOOLEANS:
+        if not KNOWN_SETTINGS[each.name] or each.boolean is not None:
             return "", None
         meant = MEANT.get(each.value.lower())
         said = f"{each.name} is neither true nor false but {each.value!r}"
@@ -206,7 +204,7 @@ def no_systemd(machine: m.Machine) -> Iterator[Found]:
     if system.init:
         evidence.append(f"PID 1 is {system.init}")
     found = setting(machine, "boot.systemd")
-    is_wanted = found is not None and found.value.lower() in ("true", "1")
+    is_wanted = found is not None and found.boolean is True
     if system.init == "systemd":
         yield Found(evidence, advice="It runs outside of this chroot or mount namespace: run this there.")
     elif machine.conf.state not in (m.THERE, m.GONE):

@@ -116,6 +116,11 @@ class Setting(NamedTuple):
     name: str = ""  # SECTION.KEY, in lower case
     value: str = ""
 
+    @property
+    def boolean(self) -> Optional[bool]:
+        """What WSL takes the value for; None if it is neither true nor false."""
+        return {"true": True, "1": True, "false": False, "0": False}.get(self.value.lower())
+
 
 class Conf(NamedTuple):
     """/etc/wsl.conf, as WSL reads it."""
