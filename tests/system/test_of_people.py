@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -107,7 +108,7 @@ def test_disabled_at_every_instant(any_vm: Vm, boot: Boot) -> None:
     """After `echo 0 >WSLInterop`, no program starts because of the watch, through wipes, losses and restarts."""
     distros = [boot(any_vm, start_limit=False) for _ in range(2)]
     for distro in distros:
-        eventually(lambda distro=distro: quiet(distro))  # type: ignore[misc]
+        eventually(partial(quiet, distro))
     any_vm.write("WSLInterop", "0")
     if any_vm.entry("WSLInterop-late"):
         any_vm.write("WSLInterop-late", "-1")

@@ -14,12 +14,12 @@ COMMON = frozenset(
     """root nobody user users wsl localhost ubuntu debian fedora arch admin default public all home mnt etc usr lib bin
     sbin run proc sys dev var tmp opt init systemd binfmt service windows system32 microsoft distro host
     generator watch guard support mount status override sysinit target wants early wslinterop late temporary
-    boot interop automount network rw ro true false cmd exe""".split()  # noqa: SIM905
+    boot interop automount network rw ro true false cmd exe""".split()  # noqa: SIM905 - a list would be a page
 )
 # Members whose texts are of the kernel, of systemd or of this package.
 WORDS = frozenset(
     """package release elsewhere sbin_init systemd native state interpreter_state wsl_interop_state run_wsl kind load
-    active flags magic mask start""".split()  # noqa: SIM905
+    active flags magic mask start""".split()  # noqa: SIM905 - a list would be a page
 )
 PROGRAMS = "4d5a", "7f454c46"  # MZ and ELF: the beginning of any other file may be text
 NAME_MIN = 2  # letters: a drive of Windows is called by one
