@@ -100,8 +100,8 @@ def test_installation_takes_effect_at_once(any_vm: bed.Vm, boot: Boot, deb: Path
     assert distro.systemctl("is-system-running").strip() == "running"
 
 
-def test_upgrade_without_a_failed_launch(any_vm: bed.Vm, boot: Boot, deb: Path, next_deb: Path) -> None:
-    distro = boot(any_vm, files=bed.BINFMT_SUPPORT)
+def test_upgrade_without_a_failed_launch(few_vm: bed.Vm, boot: Boot, deb: Path, next_deb: Path) -> None:
+    distro = boot(few_vm, files=bed.BINFMT_SUPPORT)
     dpkg(distro, "--install", deb)
     # As software does that would empty the table; it is told that it cannot.
     wipe = f"! sh -c 'echo -1 >{bed.TABLE}/status' 2>/dev/null"
@@ -113,12 +113,12 @@ def test_upgrade_without_a_failed_launch(any_vm: bed.Vm, boot: Boot, deb: Path, 
             assert (distro.run("wsl-binfmt", "--version") == "wsl-binfmt 99\n") == (package == next_deb)
     assert launches.count > 100
     assert launches.failed == 0
-    assert right(any_vm)
+    assert right(few_vm)
     script(distro, "goes-away")
 
 
-def test_upgrade_from_the_previous_release(any_vm: bed.Vm, boot: Boot, previous_deb: Path, deb: Path) -> None:
-    distro = boot(any_vm, files={"/etc/binfmt.d/wine.conf": ":wine:M::MZ::/bin/true:\n"})
+def test_upgrade_from_the_previous_release(few_vm: bed.Vm, boot: Boot, previous_deb: Path, deb: Path) -> None:
+    distro = boot(few_vm, files={"/etc/binfmt.d/wine.conf": ":wine:M::MZ::/bin/true:\n"})
     dpkg(distro, "--install", previous_deb)
     distro.systemctl("restart", "systemd-binfmt.service")
     assert distro.systemctl("is-active", PREVIOUS_WATCH).strip() == "active"
@@ -128,7 +128,7 @@ def test_upgrade_from_the_previous_release(any_vm: bed.Vm, boot: Boot, previous_
     assert launches.count > 100
     assert launches.failed == 0
     assert_that_the_previous_release_is_gone(distro)
-    assert right(any_vm)
+    assert right(few_vm)
     script(distro, "takes-effect")
     assert distro.systemctl("is-system-running").strip() == "running"
     script(distro, "goes-away")
@@ -166,19 +166,19 @@ def test_upgrade_during_repairs(vm: bed.Vm, boot: Boot, deb: Path, next_deb: Pat
     script(distro, "takes-effect")
 
 
-def test_removal_leaves_nothing(any_vm: bed.Vm, boot: Boot, deb: Path) -> None:
-    distro = boot(any_vm, files=bed.BINFMT_SUPPORT)
+def test_removal_leaves_nothing(few_vm: bed.Vm, boot: Boot, deb: Path) -> None:
+    distro = boot(few_vm, files=bed.BINFMT_SUPPORT)
     before = services(distro), mounts(distro)
     for how in "--remove", "--purge":
         dpkg(distro, "--install", deb)
         # As a watch leaves it that is killed while it replaces WSLInterop.
         distro.systemctl("kill", "--signal=STOP", WATCH)
-        any_vm.register(bed.WSL_INTEROP.replace("WSLInterop", "WSLInterop-temporary"))
-        any_vm.write("WSLInterop", "-1")
+        few_vm.register(bed.WSL_INTEROP.replace("WSLInterop", "WSLInterop-temporary"))
+        few_vm.write("WSLInterop", "-1")
         with distro.launching() as launches:
             assert dpkg(distro, how, PACKAGE) == ""
         assert launches.failed == 0
-        assert right(any_vm)
+        assert right(few_vm)
         assert (services(distro), mounts(distro)) == before
     dpkg(distro, "--install", deb)
     script(distro, "goes-away")
@@ -186,18 +186,18 @@ def test_removal_leaves_nothing(any_vm: bed.Vm, boot: Boot, deb: Path) -> None:
     assert distro.interop()
 
 
-def test_with_interop_disabled(any_vm: bed.Vm, boot: Boot, deb: Path) -> None:
-    distro = boot(any_vm, files={"/etc/wsl.conf": "[interop]\nenabled=false\n"})
-    entries = any_vm.names()
+def test_with_interop_disabled(few_vm: bed.Vm, boot: Boot, deb: Path) -> None:
+    distro = boot(few_vm, files={"/etc/wsl.conf": "[interop]\nenabled=false\n"})
+    entries = few_vm.names()
     before = mounts(distro)
     dpkg(distro, "--install", deb)
     assert "inactive" in distro.systemctl("is-active", WATCH, check=False)
     assert f" {bed.TABLE}/status " in mounts(distro)
     distro.systemctl("restart", "systemd-binfmt.service")
-    assert any_vm.names() == entries
+    assert few_vm.names() == entries
     dpkg(distro, "--purge", PACKAGE)
     assert mounts(distro) == before
-    assert any_vm.names() == entries
+    assert few_vm.names() == entries
 
 
 def test_on_another_machine_nothing_happens(vm: bed.Vm, boot: Boot, deb: Path) -> None:
@@ -266,18 +266,18 @@ def test_policy_rc_d_is_asked(vm: bed.Vm, boot: Boot, deb: Path) -> None:
     script(distro, "goes-away")
 
 
-def test_ubuntus_former_drop_in_is_lifted(any_vm: bed.Vm, boot: Boot, deb: Path) -> None:
+def test_ubuntus_former_drop_in_is_lifted(few_vm: bed.Vm, boot: Boot, deb: Path) -> None:
     """As packaging/README.md says."""
     drop_in = "/usr/lib/systemd/system/systemd-binfmt.service.d/wsl.conf"
-    distro = boot(any_vm, files={drop_in: "[Unit]\nConditionVirtualization=!wsl\n"})
+    distro = boot(few_vm, files={drop_in: "[Unit]\nConditionVirtualization=!wsl\n"})
     dpkg(distro, "--install", deb)
-    assert "qemu-aarch64" not in any_vm.names()
+    assert "qemu-aarch64" not in few_vm.names()
     readme = (bed.TREE / "packaging/README.md").read_text()
     (commands,) = (block for block in re.findall("```sh\n(.*?)```", readme, re.DOTALL) if "/dev/null" in block)
     with distro.launching() as launches:
         distro.shell(commands)
     assert launches.failed == 0
-    assert "qemu-aarch64" in any_vm.names()
+    assert "qemu-aarch64" in few_vm.names()
     assert distro.systemctl("is-system-running").strip() == "running"
 
 

@@ -107,11 +107,11 @@ def test_the_installation_starts_nothing(image: Image) -> None:
         assert said == ""
 
 
-def test_it_works_from_the_first_boot_on(any_vm: bed.Vm, boot: Boot, image: Image) -> None:
-    distro = boot(any_vm, layers=[image.layer], files=FILES)
+def test_it_works_from_the_first_boot_on(few_vm: bed.Vm, boot: Boot, image: Image) -> None:
+    distro = boot(few_vm, layers=[image.layer], files=FILES)
     assert distro.wait_until_up() == "running"
     for _ in range(2):
-        assert right(any_vm)
+        assert right(few_vm)
         assert distro.interop()
         assert distro.systemctl("is-active", *UNITS).split() == ["active", "active"]
         assert "\nNo problem found.\n" in distro.run("wsl-binfmt")

@@ -53,10 +53,10 @@ def test_wsls_own_override_is_masked_and_an_administrators_is_not(vm: Vm, boot: 
 
 
 @pytest.mark.kernel
-def test_ape_stays_in_front(any_vm: Vm, boot: Boot) -> None:
+def test_ape_stays_in_front(few_vm: Vm, boot: Boot) -> None:
     """A llamafile runs natively, whatever is done to WSLInterop; /init handles ordinary Windows programs."""
-    distro = boot(any_vm, files={**bed.APE, "/etc/binfmt.d/ours.conf": ":ours:M::ours::/bin/true:\n"})
-    eventually(lambda: quiet(distro) and "APE" in any_vm.names())
+    distro = boot(few_vm, files={**bed.APE, "/etc/binfmt.d/ours.conf": ":ours:M::ours::/bin/true:\n"})
+    eventually(lambda: quiet(distro) and "APE" in few_vm.names())
     ape = distro.windows_program("/tmp/x.llamafile", bed.APE_MAGIC)
     programs = [
         distro.windows_program(f"/tmp/{number}.exe", start)
@@ -65,29 +65,29 @@ def test_ape_stays_in_front(any_vm: Vm, boot: Boot) -> None:
 
     def is_right() -> bool:
         return (
-            right(any_vm)
+            right(few_vm)
             and distro.answer(ape).startswith("/usr/bin/ape")
             and all(distro.answer(program).startswith("/init") for program in programs)
         )
 
     eventually(is_right)
-    before = inodes(any_vm)
+    before = inodes(few_vm)
     time.sleep(0.3)
-    assert inodes(any_vm) == before
+    assert inodes(few_vm) == before
     for verb in "restart", "reload":
         distro.systemctl(verb, SERVICE)
         eventually(is_right)
-    any_vm.write("register", RIVAL)
+    few_vm.write("register", RIVAL)
     eventually(is_right)
-    any_vm.write("WSLInterop", "-1")
+    few_vm.write("WSLInterop", "-1")
     eventually(is_right)
-    any_vm.write("WSLInterop", "-1")
-    any_vm.write("register", RIVAL.replace("wine", "mono"))
+    few_vm.write("WSLInterop", "-1")
+    few_vm.write("register", RIVAL.replace("wine", "mono"))
     eventually(is_right)
-    names = any_vm.names()
+    names = few_vm.names()
     assert names.index("APE") < names.index("WSLInterop") < min(names.index("wine"), names.index("mono"))
     distro.shutdown()
-    distro = boot(any_vm, files=bed.APE)
+    distro = boot(few_vm, files=bed.APE)
     distro.windows_program("/tmp/x.llamafile", bed.APE_MAGIC)
     for number, start in enumerate((b"MZ\x90\0\x03", b"MZP\0\x02", b"MZx\0\x01", b"MZ\0\0\0")):
         distro.windows_program(f"/tmp/{number}.exe", start)
@@ -104,29 +104,29 @@ def test_an_entry_for_ape_of_another_distro(vm: Vm, boot: Boot) -> None:
         vm.write("wine", "-1")
 
 
-def test_disabled_at_every_instant(any_vm: Vm, boot: Boot) -> None:
+def test_disabled_at_every_instant(few_vm: Vm, boot: Boot) -> None:
     """After `echo 0 >WSLInterop`, no program starts because of the watch, through wipes, losses and restarts."""
-    distros = [boot(any_vm, start_limit=False) for _ in range(2)]
+    distros = [boot(few_vm, start_limit=False) for _ in range(2)]
     for distro in distros:
         eventually(partial(quiet, distro))
-    any_vm.write("WSLInterop", "0")
-    if any_vm.entry("WSLInterop-late"):
-        any_vm.write("WSLInterop-late", "-1")
+    few_vm.write("WSLInterop", "0")
+    if few_vm.entry("WSLInterop-late"):
+        few_vm.write("WSLInterop-late", "-1")
     with distros[0].launching() as launches:
         for _ in range(10):
-            any_vm.write("status", "-1")
-            eventually(lambda: (any_vm.entry("WSLInterop") or "").startswith("disabled"))
-            any_vm.write("WSLInterop", "-1")
-            eventually(lambda: (any_vm.entry("WSLInterop") or "").startswith("disabled"))
+            few_vm.write("status", "-1")
+            eventually(lambda: (few_vm.entry("WSLInterop") or "").startswith("disabled"))
+            few_vm.write("WSLInterop", "-1")
+            eventually(lambda: (few_vm.entry("WSLInterop") or "").startswith("disabled"))
             # Where the other distro brings an entry of the same name back at this instant, the service fails.
             distros[0].systemctl("restart", SERVICE, check=False)
             distros[0].systemctl("reload", SERVICE, check=False)
     assert launches.count > 100
     assert launches.failed == launches.count
-    any_vm.write("WSLInterop", "1")
-    eventually(lambda: right(any_vm) and distros[0].interop())
+    few_vm.write("WSLInterop", "1")
+    eventually(lambda: right(few_vm) and distros[0].interop())
     time.sleep(0.2)
-    assert right(any_vm)
+    assert right(few_vm)
 
 
 def test_the_generator_fails_once(vm: Vm, boot: Boot) -> None:

@@ -149,34 +149,34 @@ def test_update_binfmts_by_hand(vm: Vm) -> None:
 
 
 @pytest.mark.parametrize("conf", ["", "[interop]\nenabled=false\n"])
-def test_they_end_with_the_distro(any_vm: Vm, conf: str) -> None:
+def test_they_end_with_the_distro(few_vm: Vm, conf: str) -> None:
     """After a shutdown, the entries of other distros are left; also of a distro that does not want WSLInterop."""
     files = {**OURS, **OF_BINFMT_SUPPORT, "/etc/wsl.conf": conf}
     ours = {"x", "y", "z"}
-    with any_vm.distro(installed=False) as other, any_vm.distro(files=files) as distro:
+    with few_vm.distro(installed=False) as other, few_vm.distro(files=files) as distro:
         other.shell(f"echo ':theirs:M::theirs::/bin/true:' >{bed.TABLE}/register")
         if not conf:
             eventually(lambda: quiet(distro))
-        assert ours <= set(any_vm.names())
+        assert ours <= set(few_vm.names())
         distro.shutdown()
-        assert not ours & set(any_vm.names())
-        assert "theirs" in any_vm.names()
+        assert not ours & set(few_vm.names())
+        assert "theirs" in few_vm.names()
 
 
-def test_after_a_direct_run_of_systemd_binfmt(any_vm: Vm, boot: Boot) -> None:
+def test_after_a_direct_run_of_systemd_binfmt(few_vm: Vm, boot: Boot) -> None:
     """The own entries end with the distro, whichever program has registered them; and the other distro has its own."""
-    other = boot(any_vm, files=OURS)
-    with any_vm.distro(files=OURS) as distro:
+    other = boot(few_vm, files=OURS)
+    with few_vm.distro(files=OURS) as distro:
         eventually(lambda: quiet(distro) and quiet(other))
         distro.systemd_binfmt(check=False)
-        eventually(lambda: right(any_vm))
-        assert {"x", "y"} <= set(any_vm.names())
-        before = inodes(any_vm)
+        eventually(lambda: right(few_vm))
+        assert {"x", "y"} <= set(few_vm.names())
+        before = inodes(few_vm)
         distro.shutdown()
-        eventually(lambda: {"x", "y"} <= set(any_vm.names()), 1)
-        assert inodes(any_vm)["x"] != before["x"], "the entry of the distro that has ended is still there"
-        eventually(lambda: not [name for name in any_vm.names() if "leaving" in name])
-        assert {"x", "y"} <= set(any_vm.names())
+        eventually(lambda: {"x", "y"} <= set(few_vm.names()), 1)
+        assert inodes(few_vm)["x"] != before["x"], "the entry of the distro that has ended is still there"
+        eventually(lambda: not [name for name in few_vm.names() if "leaving" in name])
+        assert {"x", "y"} <= set(few_vm.names())
 
 
 def test_reset_of_the_qemu_images(vm: Vm, boot: Boot) -> None:
@@ -313,11 +313,11 @@ def in_use(device: str) -> bool:
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("installed", [True, False])
-def test_a_stopped_distros_disk_is_not_in_use(any_vm: Vm, boot: Boot, installed: bool) -> None:
+def test_a_stopped_distros_disk_is_not_in_use(few_vm: Vm, boot: Boot, installed: bool) -> None:
     """An own entry with F on a disk: the disk is released, while other distros start Windows and foreign programs."""
-    second, third = boot(any_vm), boot(any_vm)
+    second, third = boot(few_vm), boot(few_vm)
     foreign = foreign_program(third)
-    with loop_disk(any_vm) as device, any_vm.distro(installed=installed) as distro:
+    with loop_disk(few_vm) as device, few_vm.distro(installed=installed) as distro:
         number = Path(device).stat().st_rdev
         distro.shell(f"mknod /dev/disk b {os.major(number)} {os.minor(number)}")
         distro.shell("mkdir /mnt/disk; mount -t ext4 /dev/disk /mnt/disk")
@@ -325,19 +325,19 @@ def test_a_stopped_distros_disk_is_not_in_use(any_vm: Vm, boot: Boot, installed:
         distro.write("/etc/binfmt.d/disk.conf", ":disk:M::disk::/mnt/disk/interpreter:F\n")
         # Without us, WSL 3.0's own guard makes it fail.
         distro.systemctl("restart", SERVICE, check=installed)
-        eventually(lambda: right(any_vm))
-        assert "disk" in any_vm.names()
+        eventually(lambda: right(few_vm))
+        assert "disk" in few_vm.names()
         assert in_use(device)
         with second.launching() as launches:
             distro.shutdown()
             eventually(lambda: third.shell(f"{foreign} || echo $?").strip() == "42", 1)
         if installed:
             eventually(lambda: not in_use(device), 1)
-            assert "disk" not in any_vm.names()
+            assert "disk" not in few_vm.names()
             assert launches.failed == 0
         else:
             # This test can fail: WSL 3.0's own guard has the same effect as ours, and nothing removes the entry.
-            assert in_use(device) == (any_vm.generation == "3.0")
+            assert in_use(device) == (few_vm.generation == "3.0")
 
 
 @pytest.mark.kernel

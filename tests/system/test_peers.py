@@ -26,17 +26,17 @@ WRITES = range(1, 7)
 
 
 @pytest.mark.kernel
-def test_protected_peers_shut_down(any_vm: Vm, boot: Boot) -> None:
-    distro = boot(any_vm)
+def test_protected_peers_shut_down(few_vm: Vm, boot: Boot) -> None:
+    distro = boot(few_vm)
     with distro.launching() as launches:
         for _ in range(3):
-            with any_vm.distro() as peer:
+            with few_vm.distro() as peer:
                 peer.shutdown()
-        with any_vm.distro(files={"/etc/wsl.conf": "[interop]\nenabled=false\n"}) as peer:
+        with few_vm.distro(files={"/etc/wsl.conf": "[interop]\nenabled=false\n"}) as peer:
             peer.shutdown()
     assert launches.count > 100
     assert launches.failed == 0
-    assert right(any_vm)
+    assert right(few_vm)
 
 
 def test_peers_crash_and_boot(few_vm: Vm, boot: Boot) -> None:

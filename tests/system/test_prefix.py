@@ -56,9 +56,9 @@ def install(vm: bed.Vm, prefix: str) -> None:
 
 
 @pytest.mark.parametrize(("prefix", "links"), [(LOCAL, {}), (STORE, LINKS)], ids=["local", "nix"])
-def test_it_works(any_vm: bed.Vm, boot: Boot, prefix: str, links: dict[str, str]) -> None:
-    install(any_vm, prefix)
-    distro = boot(any_vm, files=links)
+def test_it_works(few_vm: bed.Vm, boot: Boot, prefix: str, links: dict[str, str]) -> None:
+    install(few_vm, prefix)
+    distro = boot(few_vm, files=links)
     assert not distro.path("/usr/bin/wsl-binfmt").exists()
     assert distro.wait_until_up() == "running"
     with distro.launching() as launches:
@@ -67,7 +67,7 @@ def test_it_works(any_vm: bed.Vm, boot: Boot, prefix: str, links: dict[str, str]
         distro.systemctl("reload", "systemd-binfmt.service")
     assert launches.count > 50
     assert launches.failed == 0
-    assert right(any_vm)
+    assert right(few_vm)
     assert "No problem found." in distro.run("wsl-binfmt")
     distro.systemctl("is-active", "proc-sys-fs-binfmt_misc-status.mount", "wsl-binfmt-watch.service")
 

@@ -48,12 +48,14 @@ def test_every_launch_works(few_vm: Vm, boot: Boot, content: str) -> None:
     with distro.launching() as launches:
         for _ in range(2):
             distro.systemctl("restart", SYSTEMD_BINFMT)
-            assert right(few_vm)
+            eventually(lambda: right(few_vm))
             distro.systemctl("stop", SYSTEMD_BINFMT)
-            assert right(few_vm)
+            eventually(lambda: right(few_vm))
             distro.systemctl("start", SYSTEMD_BINFMT)
+            # A rule by the name of WSLInterop may be refused ("File exists") while the watch mends what it registered.
+            eventually(lambda: right(few_vm))
             distro.systemctl("reload", SYSTEMD_BINFMT)
-            assert right(few_vm)
+            eventually(lambda: right(few_vm))
             distro.systemctl("daemon-reload")
             distro.systemctl("restart", SYSTEMD_BINFMT)
     assert launches.count > 100
@@ -68,8 +70,8 @@ def test_every_launch_works(few_vm: Vm, boot: Boot, content: str) -> None:
 
 
 @pytest.mark.parametrize(("content", "restarts"), [("as it is", 50), ("a rival", 25)])
-def test_many_restarts(any_vm: Vm, boot: Boot, content: str, restarts: int) -> None:
-    distro = boot(any_vm, files=BINFMT_D[content], start_limit=False, emulators=30)
+def test_many_restarts(few_vm: Vm, boot: Boot, content: str, restarts: int) -> None:
+    distro = boot(few_vm, files=BINFMT_D[content], start_limit=False, emulators=30)
     with distro.launching() as launches:
         distro.shell(f"for number in $(seq {restarts}); do systemctl restart {SYSTEMD_BINFMT}; done")
     assert launches.count > 10 * restarts

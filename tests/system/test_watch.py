@@ -69,22 +69,22 @@ def test_a_boot_into_a_wiped_table(any_vm: Vm, boot: Boot) -> None:
         "systemd-binfmt",
     ],
 )
-def test_a_loss_is_repaired(loss: str, any_vm: Vm, boot: Boot) -> None:
-    distro, other = boot(any_vm), boot(any_vm, installed=False)
+def test_a_loss_is_repaired(loss: str, few_vm: Vm, boot: Boot) -> None:
+    distro, other = boot(few_vm), boot(few_vm, installed=False)
     eventually(lambda: quiet(distro))
-    if any_vm.generation == "3.0":
+    if few_vm.generation == "3.0":
         # No distro can wipe; a container with a mount of its own can.
         other.shell("umount /proc/sys/fs/binfmt_misc/status")
-    lost = inode(any_vm)
+    lost = inode(few_vm)
     script = loss.format(table=bed.TABLE).replace("systemd-binfmt", "/lib/systemd/systemd-binfmt")
     # Where the watch is faster, a WSLInterop that another one is to replace is there already.
     other.shell(script, check=False)
-    eventually(lambda: inodes(any_vm).get("WSLInterop", lost) != lost)
-    assert eventually(lambda: right(any_vm) and distro.interop()) < 1
+    eventually(lambda: inodes(few_vm).get("WSLInterop", lost) != lost)
+    assert eventually(lambda: right(few_vm) and distro.interop()) < 1
     eventually(lambda: quiet(distro))
-    before = inode(any_vm)
+    before = inode(few_vm)
     time.sleep(0.3)
-    assert inode(any_vm) == before, "rewritten though right"
+    assert inode(few_vm) == before, "rewritten though right"
     assert distro.wait_until_up() == "running"
 
 
