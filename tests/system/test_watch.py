@@ -426,7 +426,7 @@ def stormy() -> Iterator[tuple[Vm, list[Distro]]]:
 
 
 @settings(
-    max_examples=40,
+    max_examples=25,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     # Shrinking what hangs on timing takes hours and shows nothing.
