@@ -149,7 +149,7 @@ class Promises:
         """Who handles Windows programs."""
         is_windows = self._table.handler_of_windows() == "/init"
         now = self._simulation.now
-        if actor.role == "other" and not (is_windows and self._was_windows):
+        if actor.role != "watch" and not (is_windows and self._was_windows):
             self._disturbed = now
         if self._was_windows:
             self._lost_since = now
