@@ -49,6 +49,8 @@ MEANINGS = {
     "getpwuid|getpwnam|getgr": "/init does not find the user in /etc/passwd. Correct that file, or be another user.",
     "[Tt]ranslate": "/init could not make a Windows path of the current directory, of PATH or of the program.",
 }
+NO_SOCKET = "/init does so if it finds no socket, as in a service; see no-interop-socket. Try it in a new terminal."
+SILENT = "/init took a socket, and Windows gives no reason. On Windows, `cmd.exe /c exit` should end with 0: try that."
 OTHERWISE = "This is an error of WSL's /init; the number at its end is that of errno(3)."
 
 
@@ -127,15 +129,11 @@ def outcome(machine: m.Machine) -> Optional[Outcome]:
         if launched.is_ours:
             return Outcome(path, False, "windows", waited, "Windows is very busy, or hangs: try another time.")
         return Outcome(path, None, "", f"{waited}, and /init has said nothing: it seems to run")
+    has_socket = about_session.chosen_socket(machine) is not None
     if launched.is_ours:
         return Outcome(
-            path,
-            False,
-            "windows",
-            f"{ended}, and /init has said nothing",
-            "/init does so if it finds no socket, as in a service; see no-interop-socket. Try it in a new terminal.",
+            path, False, "windows", f"{ended}, and /init has said nothing", SILENT if has_socket else NO_SOCKET
         )
-    has_socket = about_session.chosen_socket(machine) is not None
     if launched.status == 1 and not has_socket and about.is_for_windows:
         return Outcome(path, None, "", f"{ended}, as /init does if it finds no socket, and as a program may")
     return Outcome(path, True, "", ended)
