@@ -10,13 +10,16 @@ if TYPE_CHECKING:
     from typing import Any
 
 FILE = "/run/wsl-binfmt/state"
+# To be changed with what own.py and watch.py save: after an upgrade, a watch begins without a state of another shape.
+SHAPE = 1
 
 
 def load() -> "dict[str, Any]":
-    """Read the state file; {} if it cannot be read."""
+    """Read the state file; {} if it cannot be read, or has another shape."""
     try:
         with open(FILE, "rb") as file:
-            return dict(marshal.load(file))  # noqa: S302 - only root can write it
+            shape, state = marshal.load(file)  # noqa: S302 - only root can write it
+        return dict(state) if shape == SHAPE else {}
     except (OSError, EOFError, TypeError, ValueError):
         return {}
 
@@ -25,7 +28,7 @@ def save(state: "dict[str, Any]") -> None:
     """Write the state file, whole or not at all; raises OSError."""
     try:
         with open(f"{FILE}.new", "wb") as file:
-            marshal.dump(state, file)
+            marshal.dump((SHAPE, state), file)
         posix.rename(f"{FILE}.new", FILE)
     except OSError as e:
         e.filename = FILE  # a write that fails does not say where

@@ -129,9 +129,12 @@ def test_hostile_state(root: Path, data: bytes, cut: int) -> None:
     known = {"inode": 1, "own": {"a": ("service", b"rule")}, "disabled own": {"a"}}
     state.save(known)
     assert state.load() == known
-    (root / "state").write_bytes(marshal.dumps(known)[:cut])
+    (root / "state").write_bytes((root / "state").read_bytes()[:cut])
     assert state.load() in ({}, known)
     (root / "state").write_bytes(data)
     assert isinstance(state.load(), dict)
+    for of_another_version in known, (state.SHAPE + 1, known):
+        (root / "state").write_bytes(marshal.dumps(of_another_version))
+        assert state.load() == {}
     (root / "state").unlink()
     assert state.load() == {}
