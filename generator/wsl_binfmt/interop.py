@@ -169,8 +169,9 @@ class Interop:
         rivals: "list[str]" = []
         specific: "list[str]" = []
         for name, inode in entries.items():
-            is_known = inode in self._others or inode in self._behind or is_ours(name)
-            entry = None if is_known else table.read(name)
+            if inode in self._others or inode in self._behind or is_ours(name):
+                continue
+            entry = table.read(name)
             if entry and is_rival(entry):
                 rivals.append(name)
             elif entry and is_specific(entry):
