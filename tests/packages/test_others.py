@@ -57,17 +57,17 @@ HOOKS = {
 
 @pytest.mark.parametrize("name", ["rpm", "pacman"])
 def test_it_comes_is_upgraded_and_goes(
-    any_vm: bed.Vm, boot: Boot, release: Path, next_release: Path, name: str
+    few_vm: bed.Vm, boot: Boot, release: Path, next_release: Path, name: str
 ) -> None:
     manager = MANAGERS[name]
-    distro = boot(any_vm, files=HOOKS)
-    if any_vm.entry("WSLInterop"):
-        any_vm.write("WSLInterop", "-1")
+    distro = boot(few_vm, files=HOOKS)
+    if few_vm.entry("WSLInterop"):
+        few_vm.write("WSLInterop", "-1")
     # The first time, to see it take effect; then with programs that start all the time.
     said = install(distro, manager, release)
     # These packages start nothing.
     assert distro.systemctl("is-active", WATCH, check=False).strip() == "inactive"
-    assert any_vm.entry("WSLInterop") is None
+    assert few_vm.entry("WSLInterop") is None
     if name == "pacman":
         assert f"systemctl start {' '.join(UNITS)}\n" in said
     else:
@@ -76,7 +76,7 @@ def test_it_comes_is_upgraded_and_goes(
     distro.systemctl("start", *UNITS)
     # On WSL 3.0, systemd-binfmt.service of Debian 12 has failed at boot, which newer ones do not.
     distro.systemctl("reset-failed")
-    eventually(lambda: right(any_vm))
+    eventually(lambda: right(few_vm))
     assert distro.systemctl("is-active", *UNITS).split() == ["active", "active"]
     assert distro.systemctl("is-system-running").strip() == "running"
     with distro.launching() as launches:

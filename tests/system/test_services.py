@@ -39,8 +39,19 @@ WINE_OF_BINFMT_SUPPORT = {
 }
 
 
+# What else there is in binfmt.d is the same for systemd-binfmt, whatever WSL adds.
+FOR_EACH_WSL = "a rival", "WSLInterop itself", "WSLInterop without F"
+
+
 @pytest.mark.kernel
-@pytest.mark.parametrize("content", BINFMT_D)
+@pytest.mark.parametrize(
+    ("few_vm", "content"),
+    [
+        *(("none", content) for content in BINFMT_D),
+        *((generation, content) for generation in ("2.6", "3.0") for content in FOR_EACH_WSL),
+    ],
+    indirect=["few_vm"],
+)
 def test_every_launch_works(few_vm: Vm, boot: Boot, content: str) -> None:
     distro = boot(few_vm, files=BINFMT_D[content], start_limit=False)
     assert distro.wait_until_up() == "running"

@@ -222,6 +222,17 @@ def test_the_watch_can_be_stopped(vm: Vm, boot: Boot) -> None:
     assert vm.names()[0] == "wine"
 
 
+@pytest.mark.parametrize(("drop_in", "scheduling"), [("", "RR -"), ("[Service]\nRestrictRealtime=yes\n", "TS -20")])
+def test_the_watch_runs_before_other_programs(vm: Vm, boot: Boot, drop_in: str, scheduling: str) -> None:
+    """Also where the kernel refuses SCHED_RR, as it does here for RestrictRealtime=."""
+    distro = boot(vm, files={"/etc/systemd/system/wsl-binfmt-watch.service.d/x.conf": drop_in})
+    eventually(lambda: quiet(distro))
+    pid = distro.systemctl("show", "--property=MainPID", "--value", "wsl-binfmt-watch.service").strip()
+    assert distro.run("ps", "-o", "cls=,ni=", "-p", pid).split() == scheduling.split()
+    vm.write("status", "-1")
+    eventually(lambda: right(vm))
+
+
 def test_own_entries_come_back_beside_a_refused_rule(vm: Vm, boot: Boot) -> None:
     distro = boot(vm, files={"/etc/binfmt.d/ours.conf": ":ours:M::ours::/bin/true:\n:bad:M::\n"})
     assert "ours" in vm.names()
@@ -426,7 +437,7 @@ def stormy() -> Iterator[tuple[Vm, list[Distro]]]:
 
 
 @settings(
-    max_examples=25,
+    max_examples=20,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     # Shrinking what hangs on timing takes hours and shows nothing.
