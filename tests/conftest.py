@@ -27,6 +27,9 @@ PACKAGING_TOOLS = (
 
 # A __pycache__ beside the generator would be installed with it.
 sys.dont_write_bytecode = True
+# A `make` that a test runs must not go on with the options of the one that runs the tests, such as `make release`.
+for name in "MAKEFLAGS", "MFLAGS", "MAKELEVEL":
+    os.environ.pop(name, None)
 # A failure is printed with what repeats it, @reproduce_failure(...).
 settings.register_profile("default", deadline=None, max_examples=300, print_blob=True)
 settings.load_profile("default")
