@@ -59,14 +59,14 @@ def test_every_launch_works(few_vm: Vm, boot: Boot, content: str) -> None:
     with distro.launching() as launches:
         for _ in range(2):
             distro.systemctl("restart", SYSTEMD_BINFMT)
-            eventually(lambda: right(few_vm))
+            assert right(few_vm)
             distro.systemctl("stop", SYSTEMD_BINFMT)
-            eventually(lambda: right(few_vm))
+            assert right(few_vm)
             distro.systemctl("start", SYSTEMD_BINFMT)
             # A rule by the name of WSLInterop may be refused ("File exists") while the watch mends what it registered.
             eventually(lambda: right(few_vm))
             distro.systemctl("reload", SYSTEMD_BINFMT)
-            eventually(lambda: right(few_vm))
+            assert right(few_vm)
             distro.systemctl("daemon-reload")
             distro.systemctl("restart", SYSTEMD_BINFMT)
     assert launches.count > 100

@@ -585,6 +585,7 @@ def test_it_names_what_is_wrong(case: Case) -> None:
             expected = {WORKS: True, FAILS: False, UNKNOWN: None, ELSEWHERE: answer.said["works"]}
             assert answer.said["works"] is expected[case.code]
             assert case.evidence in answer.evidence
+            assert "\033" not in run(distro, "wsl-binfmt", "status", *case.args, user=user, around=case.around)[1]
         (problem,) = (each for each in answer.said["problems"] if each["id"] == case.id)
         fix = problem["fix"] or ""
         assert bool(fix) is case.has_fix, problem
@@ -706,6 +707,16 @@ def test_how_init_answers(vm: Vm, boot: Boot) -> None:
                 assert launched["meaning"]
                 assert said.partition("ERROR: ")[2].strip() in launched["detail"]
                 assert answer.ids == ["launch-failed"]
+
+
+def test_a_launch_waits_longer_than_init(vm: Vm, boot: Boot) -> None:
+    """Ten seconds, and it is explained."""
+    distro = boot(vm)
+    program = distro.windows_program()
+    distro.init_answers("timeout")
+    answer = status(distro, "--launch", program)
+    assert (answer.code, answer.said["launch"]["started"]) == (FAILS, False)
+    assert "did not call back" in answer.said["launch"]["meaning"]
 
 
 def test_sockets(vm: Vm, boot: Boot) -> None:

@@ -57,7 +57,7 @@ def test_a_boot_into_a_wiped_table(any_vm: Vm, boot: Boot) -> None:
 
 
 @pytest.mark.kernel
-# WSL's lock is in the way of a wipe, its drop-ins are in the way of none.
+# Of what WSL adds, only the lock of 3.0 changes how a program can wipe the table.
 @pytest.mark.parametrize("few_vm", ["none", "3.0"], indirect=True)
 @pytest.mark.parametrize(
     "loss",
