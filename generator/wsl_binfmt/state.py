@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 FILE = "/run/wsl-binfmt/state"
-# To be changed with what own.py and watch.py save: after an upgrade, a watch begins without a state of another shape.
+# Whoever changes what own.py and watch.py save changes this number, so that after an upgrade the watch does not begin
+# with a state that it cannot use.
 SHAPE = 1
 
 
