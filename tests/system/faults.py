@@ -104,10 +104,7 @@ def machine(directory: Path) -> dict[str, str]:
 def tree(directory: Path) -> dict[str, str]:
     """What is in a directory, by path; links by their targets."""
     return {
-        # Whether /etc/wsl.conf is there is a call that may fail as well.
-        str(path.relative_to(directory)): str(path.readlink())
-        if path.is_symlink()
-        else path.read_text().replace("SourcePath=/etc/wsl.conf\n", "")
+        str(path.relative_to(directory)): str(path.readlink()) if path.is_symlink() else path.read_text()
         for path in directory.rglob("*")
         if path.is_symlink() or path.is_file()
     }

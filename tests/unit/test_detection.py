@@ -68,9 +68,9 @@ def test_decision(
 def test_environment(distro: support.Machine) -> None:
     """Variables that are not UTF-8, or are set to nothing, count for what they are."""
     distro.environment = {"container": "\udcff"}
-    assert distro.run("-v", distro.out).stderr == "wsl-binfmt-generator: a container, \udcff: nothing to do\n"
+    assert distro.run("--dry-run").stderr == "wsl-binfmt-generator: a container, \udcff: nothing to do\n"
     distro.environment = {"SYSTEMD_VIRTUALIZATION": "container:podman"}
-    assert distro.run("-v", distro.out).stderr == "wsl-binfmt-generator: a container, podman: nothing to do\n"
+    assert distro.run("--dry-run").stderr == "wsl-binfmt-generator: a container, podman: nothing to do\n"
     distro.environment = {"container": "", "SYSTEMD_VIRTUALIZATION": ""}
     assert distro.run().returncode == 0
     assert support.GUARD in distro.output()
@@ -108,4 +108,4 @@ def test_files_that_are_not_utf8(distro: support.Machine) -> None:
     distro.environment = {}
     distro.write("run/systemd/container")
     (distro.root / "run/systemd/container").write_bytes(b"\xff\n")
-    assert distro.run("-v", distro.out).stderr == "wsl-binfmt-generator: a container, \udcff: nothing to do\n"
+    assert distro.run("--dry-run").stderr == "wsl-binfmt-generator: a container, \udcff: nothing to do\n"

@@ -115,39 +115,44 @@ def read_conf(generator: Any) -> m.Conf:
     protect, enabled = generator.settings()
     conf = m.Conf(m.THERE, protect, enabled)
     try:
-        with generator.open_text(generator.WSL_CONF) as file:
-            lines = list(file)
-            changed = os.fstat(file.fileno()).st_mtime
+        fd = os.open(generator.ROOT + generator.WSL_CONF, os.O_RDONLY | os.O_NONBLOCK)
+        changed = os.fstat(fd).st_mtime
+        os.close(fd)
     except OSError as e:
-        return conf._replace(state=state_of(e) if e.errno else m.THERE)
-    settings, stopped_at = _parse_conf(generator, lines)
-    ignored = _ignored(generator, lines, stopped_at)
-    has_mark = "".join(lines[:1]).startswith(MARKS)
-    return conf._replace(settings=settings, stopped_at=stopped_at, has_mark=has_mark, ignored=ignored, changed=changed)
+        return conf._replace(state=state_of(e))
+    said = generator.read(generator.WSL_CONF)
+    settings, stopped_at = _parse_conf(generator, said)
+    return conf._replace(
+        settings=settings,
+        stopped_at=stopped_at,
+        has_mark=said.startswith(MARKS),
+        ignored=_ignored(generator, said, stopped_at),
+        changed=changed,
+    )
 
 
-def _ignored(generator: Any, lines: List[str], stopped_at: int) -> List[m.Setting]:
+def _ignored(generator: Any, said: str, stopped_at: int) -> List[m.Setting]:
     """List the settings from a malformed line on; each line is for itself."""
     ignored: List[m.Setting] = []
-    header: List[str] = []
-    for number, line in enumerate(lines if stopped_at else [], 1):
+    header = ""
+    for number, line in enumerate(said.split("\n") if stopped_at else [], 1):
         begin = line.lstrip()[:1]
-        if begin == "[" and not _parse_conf(generator, [line])[1]:
-            header = [line.rstrip("\r\n") + "\n"]
+        if begin == "[" and not _parse_conf(generator, line)[1]:
+            header = line + "\n"
         elif number > stopped_at and begin not in ("[", "#", ""):
-            found, _ = _parse_conf(generator, [*header, line])
+            found, _ = _parse_conf(generator, header + line)
             ignored += [setting._replace(line=number) for setting in found]
             if len(ignored) >= SHOWN_MAX:
                 break
     return ignored
 
 
-def _parse_conf(generator: Any, lines: List[str]) -> Tuple[List[m.Setting], int]:
+def _parse_conf(generator: Any, said: str) -> Tuple[List[m.Setting], int]:
     settings, stopped_at = [], 0
-    for line, name, value in generator.parse_wsl_conf(lines):
+    for line, name, value in generator.parse_wsl_conf(said):
         if name:
             settings.append(m.Setting(line, name, value))
-        elif value.startswith("not a [section]"):
+        else:
             stopped_at = line
     return settings, stopped_at
 

@@ -77,7 +77,8 @@ def read(
 
 def read_generated(generator: Any, conf: m.Conf) -> List[m.Generated]:
     """Compare what the generator would write now with what it has written."""
-    wanted: Dict[str, str] = generator.output(conf.protect, conf.interop)
+    normal, early = generator.output(conf.interop) if conf.protect else ({}, {})
+    wanted: Dict[str, str] = {**normal, **{f"early/{path}": text for path, text in early.items()}}
     ours = [f"sysinit.target.wants/{name}" for name in (GUARD, WATCH, BOOT)]
     ours += [f"{service}.d/{DROP_IN}" for service in SERVICES]
     found = [m.Generated(path, True, _compare(path, content)) for path, content in wanted.items()]
@@ -92,8 +93,7 @@ def _compare(path: str, content: str) -> str:
         return "missing"
     if content.startswith("/"):
         return "right" if os.path.islink(full) and os.readlink(full) == content else "old"
-    source = "SourcePath=/etc/wsl.conf\n"  # is only there if that file is
-    return "right" if read_file(full).replace(source, "") == content.replace(source, "") else "old"
+    return "right" if read_file(full) == content else "old"
 
 
 def _has_generated() -> bool:
