@@ -139,6 +139,7 @@ def main(target: str, seconds: str) -> None:
         (corpus / f"seed-{number}").write_bytes(seed)
     (BUILD / "binfmt.d").mkdir(exist_ok=True)
     rules.BINFMT_D = (str(BUILD / "binfmt.d"),)  # type: ignore[assignment] # as mypy counts them
+    rules.UPDATE_BINFMTS = str(BUILD / "nothing")  # where binfmt-support is installed, it has rules of its own
     functions = [function for module in modules for function in vars(module).values()]
     for function in [*functions, check, make]:
         if isinstance(function, types.FunctionType):
