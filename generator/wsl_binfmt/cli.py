@@ -150,7 +150,7 @@ def status(options: argparse.Namespace) -> int:
         machine = _gather(options.program, launches=options.launch)
     found = conclude.conclude(machine)
     program = machine.program
-    if program and program.place.state == m.GONE and "not-in-path" not in found.ids:
+    if program and program.place.state == m.GONE and not {"not-in-path", "drive-not-mounted"} & set(found.ids):
         where = "" if "/" in program.asked else ", neither in PATH nor on a drive of Windows"
         if re.match("[A-Za-z]:", program.asked):
             where = ": that is a path of Windows, of which `wslpath -u` makes one of this distro"

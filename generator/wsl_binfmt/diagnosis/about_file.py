@@ -11,6 +11,8 @@ from typing import Iterator, List
 from wsl_binfmt.diagnosis import machine as m
 from wsl_binfmt.diagnosis import subject
 from wsl_binfmt.diagnosis.about_session import (
+    BROKEN,
+    DRIVE_BROKEN,
     EXECUTE,
     READ,
     class_of_default_user,
@@ -23,11 +25,13 @@ from wsl_binfmt.diagnosis.problems import (
     ERROR,
     FILE,
     TERMINATE,
+    WARNING,
     WSL_CONF,
     Found,
     as_owner,
     at_line,
     edit,
+    handles_windows,
     is_pending,
     problem,
     quote,
@@ -35,6 +39,13 @@ from wsl_binfmt.diagnosis.problems import (
     set_to,
     setting,
 )  # fmt: skip
+
+EXE_MAX = 4 << 30  # bytes
+APE = b"MZqFpD"
+REGISTER_APE = (
+    "Install `ape` as /usr/bin/ape, see the documentation of llamafile. Then `echo ':APE:M::MZqFpD::/usr/bin/ape:' | "
+    "sudo tee /etc/binfmt.d/ape.conf && sudo systemctl restart systemd-binfmt.service`."
+)
 
 
 @problem(ERROR, FILE)
@@ -59,18 +70,8 @@ def not_in_path(machine: m.Machine) -> Iterator[Found]:
         advice = f"Call it by {path}: Linux does not look for programs in the current directory."
         yield Found(advice=advice, summary="It is in the current directory, which is not in PATH.")
         return
-    evidence = [f"it is at {path}, which is not in PATH"]
-    off = setting(machine, "interop.appendwindowspath")
-    advice, needs_restart = "", False
-    if off and off.boolean is False:
-        evidence.append(f"{at_line(off.line)}: appendWindowsPath=false in [interop]")
-        advice = f"Or remove that line: {edit(WSL_CONF, off.line)}; it takes effect when the distro starts again."
-        if is_pending(machine):
-            evidence.append(f"{WSL_CONF} has changed since this distro started")
-    elif machine.session.is_of_sudo:
-        evidence.append("sudo sets PATH anew: secure_path in /etc/sudoers")
-    elif not any("/Windows" in each for each in machine.session.path):
-        evidence.append("PATH has no folder of Windows: a profile, or what has started this session, sets it anew")
+    why, advice = _why_not_in_path(machine)
+    evidence = [f"it is at {path}, which is not in PATH", *why]
     if os.path.basename(path) != program.asked:
         evidence.append(f"its name is {os.path.basename(path)}")
         advice = "Call it by that name."
@@ -88,7 +89,23 @@ def not_in_path(machine: m.Machine) -> Iterator[Found]:
         if quote(directory) == directory
         else f'export PATH="$PATH":{quote(directory)}'
     )
-    yield Found(evidence, fix, advice, needs_restart)
+    yield Found(evidence, fix, advice)
+
+
+def _why_not_in_path(machine: m.Machine) -> "tuple[List[str], str]":
+    """Tell why PATH has no folders of Windows: evidence and advice."""
+    off = setting(machine, "interop.appendwindowspath")
+    if off and off.boolean is False:
+        evidence = [f"{at_line(off.line)}: appendWindowsPath=false in [interop]"]
+        if is_pending(machine):
+            evidence.append(f"{WSL_CONF} has changed since this distro started")
+        remove = f"Or remove that line: {edit(WSL_CONF, off.line)}; it takes effect when the distro starts again."
+        return evidence, remove
+    if machine.session.is_of_sudo:
+        return ["sudo sets PATH anew: secure_path in /etc/sudoers"], ""
+    if not any("/Windows" in each for each in machine.session.path):
+        return ["PATH has no folder of Windows: a profile, or what has started this session, sets it anew"], ""
+    return [], ""
 
 
 def _not_on_a_drive(machine: m.Machine, program: m.Program) -> Iterator[Found]:
@@ -103,6 +120,11 @@ def _not_on_a_drive(machine: m.Machine, program: m.Program) -> Iterator[Found]:
         evidence = [f"{at_line(off.line)}: enabled=false in [automount]"]
         summary = "It is not in PATH, and WSL mounts no drive of Windows here."
         yield Found(evidence, set_to(off.line, "true"), needs_restart=True, summary=summary)
+    elif program.asked.lower().endswith(".exe"):
+        evidence, advice = _why_not_in_path(machine)
+        advice = f"Call it by its whole path, as `where.exe {program.asked}` in a terminal of Windows tells. {advice}"
+        summary = "It is not in PATH, nor in those folders of Windows in which this command looks."
+        yield Found(evidence, None, advice.strip(), summary=summary)
 
 
 @problem(ERROR, FILE)
@@ -121,10 +143,11 @@ def exe_not_executable(machine: m.Machine) -> Iterator[Found]:
         return
     path, place = program.place.path, program.place
     if place.state not in (m.THERE, m.NO_ANSWER):
-        if not place.way:
+        if not place.way or _unmounted_drive(machine):
             return
         barrier = [f"the last directory that can be seen is {describe(place.way[-1])}"]
-        yield Found(barrier, summary=f"{path} cannot be looked at: {said_of(place.state)}.")
+        advice = DRIVE_BROKEN if place.state in BROKEN and is_of_windows(place) else ""
+        yield Found(barrier, advice=advice, summary=f"{path} cannot be looked at: {said_of(place.state)}.")
     elif program.kind != "file":
         evidence = ["it is a directory"] if program.kind == "directory" else []
         yield Found(evidence, summary=f"{path} is not a file.")
@@ -199,8 +222,8 @@ def exe_not_for_default_user(machine: m.Machine) -> Iterator[Found]:
     Move the program to a place where the default user may read it, such as
     /usr/local/bin.
     """
-    program = machine.program
-    if program is None or not program.may_execute or not subject.of(machine).is_for_windows:
+    program, about = machine.program, subject.of(machine)
+    if program is None or not program.may_execute or not about.is_for_windows or about.kind == subject.SCRIPT:
         return
     place = program.place
     if place.state != m.THERE or is_of_windows(place):
@@ -214,6 +237,80 @@ def exe_not_for_default_user(machine: m.Machine) -> Iterator[Found]:
         mode = f"{class_of_default_user(machine, barrier)}+{'x' if what == 'enter' else 'r'}"
         advice = f"Move it where that user may read it, or allow that: `sudo chmod {mode} {quote(barrier.path)}`."
         yield Found(evidence, None, advice)
+
+
+@problem(ERROR, FILE)
+def exe_too_large(machine: m.Machine) -> Iterator[Found]:
+    """Windows starts no program of 4 GiB or more.
+
+    A llamafile may be that large. It starts on Linux, if there is an entry for
+    APE; see ape-not-registered. Or keep its weights in a file of their own.
+    """
+    program = machine.program
+    if program and program.size >= EXE_MAX and subject.of(machine).kind == subject.WINDOWS:
+        handler = subject.of(machine).handler
+        if handler is None or handles_windows(handler):
+            yield Found([f"it has {program.size / 2**30:.1f} GiB"])
+
+
+@problem(WARNING, FILE)
+def ape_not_registered(machine: m.Machine) -> Iterator[Found]:
+    """There is no entry for APE, so that Windows runs this program, which then may refuse.
+
+    llamafile, and all that is made with Cosmopolitan, begins with MZqFpD and runs
+    on several systems. With an entry for APE, it runs on Linux. Without one,
+    Windows runs it, and it may say "APE is running on WIN32 inside WSL". Do not
+    remove WSLInterop, as that message advises: no Windows program would start. An
+    entry for APE is more specific, and stays in front of WSLInterop.
+
+    Install the program `ape` as /usr/bin/ape, write
+    `:APE:M::MZqFpD::/usr/bin/ape:` into /etc/binfmt.d/ape.conf, and restart
+    systemd-binfmt.service.
+    """
+    program, about = machine.program, subject.of(machine)
+    if program is None or not bytes.fromhex(program.start or "").startswith(APE) or about.is_taken_by_specific:
+        return
+    evidence = [f"it begins with {APE.decode()}"]
+    if handles_windows(about.handler):
+        yield Found(evidence, advice=REGISTER_APE)
+    else:
+        what = f"the entry {about.handler.name} takes it" if about.handler else "no entry takes it"
+        yield Found(evidence, advice=REGISTER_APE, severity=ERROR, summary=f"There is no entry for APE: {what}.")
+
+
+@problem(ERROR, FILE)
+def drive_not_mounted(machine: m.Machine) -> Iterator[Found]:
+    """The path is on a drive of Windows that is not mounted here.
+
+    WSL mounts the fixed drives of Windows below /mnt when the distro starts,
+    unless `enabled=false` is under [automount] in /etc/wsl.conf. It does not mount
+    network drives, nor what was plugged in later. If it could not mount a drive,
+    the kernel log says why: `dmesg`.
+
+    Mount the drive by `sudo mount -t drvfs C: /mnt/c`.
+    """
+    drive = _unmounted_drive(machine)
+    if drive:
+        off = setting(machine, "automount.enabled")
+        evidence = [f"{drive} is not a mount of a drive"]
+        if off and off.boolean is False:
+            yield Found(
+                [*evidence, f"{at_line(off.line)}: enabled=false in [automount]"], set_to(off.line, "true"), "", True
+            )
+            return
+        letter = os.path.basename(drive).upper()
+        fix = f"sudo mkdir -p {quote(drive)} && sudo mount -t drvfs {letter}: {quote(drive)}"
+        yield Found(evidence, fix, "If that fails, `dmesg` says why.")
+
+
+def _unmounted_drive(machine: m.Machine) -> str:
+    """Tell the directory of a drive that the path of a missing program is on, and that is not mounted; or ""."""
+    program, root = machine.program, setting(machine, "automount.root")
+    if program is None or program.place.state != m.GONE or not program.place.way or is_of_windows(program.place):
+        return ""
+    below = (root.value if root else "/mnt").rstrip("/")
+    found = re.match(f"{re.escape(below)}/[a-z](?=/)", program.place.path)
+    return found[0] if found else ""
 
 
 @problem(ERROR, FILE)

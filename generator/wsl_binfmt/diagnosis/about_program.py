@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from typing import Iterator, List, Optional
 
 from wsl_binfmt import table
@@ -18,11 +19,13 @@ from wsl_binfmt.diagnosis.problems import (
     RESTART,
     SERVICE,
     START_MAX,
+    WARNING,
     Found,
     as_owner,
     can_change,
     entry_path,
     handles_windows,
+    is_nixos,
     matches,
     problem,
     quote,
@@ -34,8 +37,12 @@ from wsl_binfmt.diagnosis.problems import (
 LOADERS = {"ld-linux.so.2": "libc6-i386", "ld-musl-x86_64.so.1": "musl"}
 BYTE_ORDER_MARK = "efbbbf"
 EMULATORS = (
-    "qemu-user-static of Debian, Ubuntu and Fedora, qemu-user-static-binfmt of Arch, qemu-linux-user of openSUSE; "
-    "on NixOS, boot.binfmt.emulatedSystems"
+    "qemu-user-binfmt of Debian from 13 and of Ubuntu from 25.10 on, qemu-user-static of older ones and of Fedora, "
+    "qemu-user-static-binfmt of Arch, qemu-linux-user of openSUSE; on NixOS, boot.binfmt.emulatedSystems"
+)
+NIX_LD = (
+    "Set `programs.nix-ld.enable = true;` in configuration.nix, and run `sudo nixos-rebuild switch`: programs for "
+    "other distributions need it."
 )
 # What Windows opens, and the program there that does.
 OPENERS = {
@@ -71,6 +78,10 @@ def interpreter_missing(machine: m.Machine) -> Iterator[Found]:
         elif about.kind == subject.ELF and program.interpreter and program.interpreter_state == m.GONE:
             evidence = [f"it needs the loader {program.interpreter}, which is not here"]
             advice = f"Install the C library for {about.processor}, unless the emulator is told where to find it."
+            if "F" in handler.flags:
+                advice += " If it belongs to a root file system of its own, it starts there, by chroot."
+            else:
+                evidence.append(f"{entry_path(handler.name)} lacks the flag F, without which it starts in no chroot")
             yield Found(evidence, None, advice, works=None)
     elif about.is_native or about.kind == subject.SCRIPT:
         if about.kind == subject.SCRIPT and line.endswith(b"\r"):
@@ -78,6 +89,11 @@ def interpreter_missing(machine: m.Machine) -> Iterator[Found]:
             yield Found(evidence, as_owner(machine, f"sed -i 's/\\r$//' -- {quote(program.place.path)}"))
         elif about.kind == subject.SCRIPT and not line.strip():
             yield Found(["its first line names nothing"])
+        elif program.has_stub_loader:
+            evidence = [f"{program.interpreter} is NixOS' stub, which runs no program"]
+            yield Found(evidence, None, NIX_LD, summary="The loader that the program needs is not there.")
+        elif about.kind == subject.ELF and program.interpreter_state == m.GONE and is_nixos(machine):
+            yield Found([f"it needs the loader {program.interpreter}: it is not there"], None, NIX_LD)
         elif program.interpreter and program.interpreter_state != m.THERE:
             what = "its first line names" if about.kind == subject.SCRIPT else "it needs the loader"
             yield _without([f"{what} {program.interpreter}"], program.interpreter, program.interpreter_state)
@@ -166,9 +182,10 @@ def rule_not_registered(machine: m.Machine) -> Iterator[Found]:
         yield Found(evidence, fix, "An administrator may have wanted that.")
         return
     if rule.interpreter_state != m.THERE:
-        interpreter = rule.text.split(rule.text[:1])[6]
-        evidence.append(f"its interpreter is {interpreter}")
-        yield _without(evidence, interpreter, rule.interpreter_state, ", and restart the service that has the rule")
+        evidence.append(f"its interpreter is {rule.interpreter}")
+        yield _without(
+            evidence, rule.interpreter, rule.interpreter_state, ", and restart the service that has the rule"
+        )
         return
     if rule.line and not machine.system.has_systemd:
         register = f"sed -n {rule.line}p {quote(rule.path)} | sudo tee {table.DIRECTORY}/register >/dev/null"
@@ -233,6 +250,24 @@ def nothing_runs_it(machine: m.Machine) -> Iterator[Found]:
             ["it is neither a program nor a script that begins with #!, and no entry or rule matches it"],
             advice="A shell may run it as a script of its own; other programs cannot start it.",
         )
+
+
+@problem(WARNING, FILE)
+def setuid_ignored(machine: m.Machine) -> Iterator[Found]:
+    """The program has the set-user-ID or set-group-ID bit, and its entry lacks the flag C.
+
+    The kernel then runs the interpreter with the rights of the user who started
+    the program: sudo says "effective uid is not 0". With the flag C, the program's
+    own owner counts.
+
+    Register the rule anew, with the flag C.
+    """
+    program, about = machine.program, subject.of(machine)
+    if program is None or about.kind != subject.ELF or about.handler is None or not program.place.way:
+        return
+    if program.place.way[-1].mode & (stat.S_ISUID | stat.S_ISGID) and "C" not in about.handler.flags:
+        evidence = [f"{entry_path(about.handler.name)} has the flags {about.handler.flags or 'none'}"]
+        yield Found(evidence, advice="Add C to the flags of its rule, and restart the service that has the rule.")
 
 
 @problem(ERROR, FILE)

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Dict, Iterator, List
+from typing import Dict, Iterator, List
 
 from wsl_binfmt import interop, table
+from wsl_binfmt.diagnosis import machine as m
 from wsl_binfmt.diagnosis.about_protection import (
     generator_masked,
     generator_missing_output,
@@ -27,18 +28,18 @@ from wsl_binfmt.diagnosis.problems import (
     binfmt_d,
     can_change,
     comment_out,
+    is_nixos,
     matches,
     named,
     problem,
     quote,
+    said_of,
 )
-
-if TYPE_CHECKING:
-    from wsl_binfmt.diagnosis import machine as m
 
 ADMINISTRATORS = "/etc/", "/run/"
 # What systemd-binfmt says of a rule that the kernel refused.
 REFUSED_RULE = re.compile(r"(/\S+\.conf):(\d+): (.*)")
+NO_FILE = "No such file or directory"
 UNREAD = re.compile("Failed to (read|open) file '/")
 
 
@@ -124,7 +125,19 @@ def unit_failed(machine: m.Machine) -> Iterator[Found]:
     if not found:  # systemd before 250 does not say which
         refused = [rule for rule in binfmt_d(machine) if rule.entry() is None]
         found = [(rule.path, rule.line, f"the kernel refuses {rule.text}") for rule in refused]
-    if found:
+    # With F, the kernel opens the interpreter, and ENOENT is about that.
+    absent = [rule for rule in binfmt_d(machine) if rule.interpreter_state != m.THERE and "F" in rule.flags]
+    culprits = {(rule.path, rule.line): rule for rule in absent}
+    if culprits and any(NO_FILE in text for text in said) and {each[:2] for each in found} <= culprits.keys():
+        evidence = [f"{rule.path}:{rule.line}: {rule.name} has the interpreter {rule.interpreter}" for rule in absent]
+        evidence = [f"{each}: {said_of(rule.interpreter_state)}" for each, rule in zip(evidence, absent)]
+        advice = f"Install the interpreter, or remove the rule; then `{_start_anew(SERVICE)}`."
+        if is_nixos(machine):
+            # The interpreters of rules are links there, which systemd-tmpfiles makes.
+            yield Found(evidence, f"sudo systemd-tmpfiles --create --prefix=/run/binfmt && {_start_anew(SERVICE)}")
+        else:
+            yield Found(evidence, None, advice, summary="The interpreter of a rule with the flag F is missing.")
+    elif found:
         evidence = list(dict.fromkeys(f"{path}:{line}: {text}" for path, line, text in found))
         lines: Dict[str, List[int]] = {}
         for path, line, _ in found:

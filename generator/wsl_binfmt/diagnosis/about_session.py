@@ -12,6 +12,12 @@ from wsl_binfmt.diagnosis.problems import ERROR, WARNING, WINDOWS, Found, proble
 DRIVES = "9p", "drvfs", "virtiofs"
 READ, EXECUTE = 4, 1
 ALIASES = "/Microsoft/WindowsApps/"
+# What a drive says whose connection to Windows is broken, EIO, ENODEV and ENOTCONN.
+BROKEN = "Input/output error", "No such device", "Transport endpoint is not connected"
+DRIVE_BROKEN = (
+    "The connection of that drive to Windows is broken, as it may be after Windows has slept: run `wsl.exe --shutdown` "
+    "on Windows. If that does not help, the drive may be full."
+)
 
 
 def chosen_socket(machine: m.Machine) -> Optional[m.Socket]:

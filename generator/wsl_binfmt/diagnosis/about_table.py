@@ -18,6 +18,8 @@ from wsl_binfmt.diagnosis.problems import (
     WARNING,
     WINDOWS,
     Found,
+    binfmt_d,
+    comment_out,
     entry_path,
     handles_windows,
     is_rival,
@@ -357,7 +359,10 @@ def second_name(machine: m.Machine) -> Iterator[Found]:
         if not handles_windows(each) or each.name in (interop.NAME, interop.TEMPORARY):
             continue
         if each.name != LATE or (entry and not entry.enabled):
-            yield Found([f"the entry {entry_path(each.name)}"], write_to(machine, each.name, "-1"))
+            commands = [comment_out(rule.path, rule.line) for rule in binfmt_d(machine) if rule.name == each.name]
+            remove = write_to(machine, each.name, "-1")
+            fix = remove and " && ".join([*commands, remove])
+            yield Found([f"the entry {entry_path(each.name)}", *_where_from(machine, each)], fix)
 
 
 @problem(WARNING, WINDOWS)

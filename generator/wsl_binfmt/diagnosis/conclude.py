@@ -120,7 +120,8 @@ def _find(machine: m.Machine, about: subject.Subject, broken: List[str]) -> Iter
         try:
             for found in list(problem.find(machine)):
                 # If the kernel runs the program without the table, an error of the table is only a warning.
-                is_apart = problem.about != FILE and not about.needs_table and found.severity == ERROR
+                is_apart = not about.needs_table and not about.starts_windows
+                is_apart = is_apart and problem.about != FILE and found.severity == ERROR
                 yield found._replace(severity=WARNING, works=True) if is_apart else found
         except Exception as e:
             text = f"whether there is the problem {problem.id}: unexpected {type(e).__name__}, please report it: {e}"

@@ -273,6 +273,7 @@ def _read_entry(name: str, states: "Dict[str, str]") -> Optional[m.Entry]:
         extension=os.fsdecode(entry.extension) if entry.extension is not None else None,
         since=since,
         interpreter_state=states[interpreter],
+        is_link_to_init=interpreter != interop.INIT and os.path.realpath(interpreter) == interop.INIT,
     )
 
 

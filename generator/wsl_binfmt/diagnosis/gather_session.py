@@ -25,8 +25,14 @@ FOLDERS = (
     "Windows/System32/OpenSSH",
     "Users/*/AppData/Local/Microsoft/WindowsApps",
     "Users/*/AppData/Local/Programs/Microsoft VS Code/bin",
+    "Program Files*/*",
+    "Program Files*/*/bin",
+    "Program Files*/*/cmd",
+    "Program Files/Docker/Docker/resources/bin",
+    "Program Files/PowerShell/7",
 )
 START_MAX = 4096  # bytes: the loader of an ELF file is named in there
+SCRIPT_MAX = 1 << 16  # bytes of a script, in which it may name a Windows program
 INTERPRETER_MAX = 256  # bytes of a script's first line, BINPRM_BUF_SIZE
 PT_INTERP = 3  # elf(5)
 
@@ -232,10 +238,13 @@ def _read_start(found: m.Program, path: str, session: m.Session) -> m.Program:
     """Read how a file begins, and which interpreter or loader it names."""
     try:
         with open(path, "rb") as file:
-            start = file.read(START_MAX)
+            script = file.read(SCRIPT_MAX)
+            start = script[:START_MAX]
     except OSError:
         return found._replace(start="" if about_session.may_be_alias(session, path) else None)
     interpreter = _loader(start) if start.startswith(b"\x7fELF") else ""
+    has_stub_loader = bool(interpreter) and "-stub-ld" in os.path.realpath(interpreter)
+    names_exe = start.startswith(b"#!") and b".exe" in script
     if start.startswith(b"#!"):
         line = os.fsdecode(start[2:INTERPRETER_MAX].partition(b"\n")[0]).strip(" \t")
         interpreter, *arguments = re.split("[ \t]+", line, maxsplit=1)
@@ -245,6 +254,8 @@ def _read_start(found: m.Program, path: str, session: m.Session) -> m.Program:
         start=start[:256].hex(),
         interpreter=interpreter,
         interpreter_state=executable(interpreter) if "/" in interpreter else m.GONE if interpreter else m.THERE,
+        names_exe=names_exe,
+        has_stub_loader=has_stub_loader,
     )
 
 

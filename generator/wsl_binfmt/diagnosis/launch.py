@@ -16,14 +16,17 @@ from wsl_binfmt.diagnosis.problems import handles_windows
 # /init waits for ten seconds until Windows calls back.
 LAUNCH_MAX = 15.0  # seconds
 SAID_MAX = 20  # lines
+CANNOT_EXECUTE = 126, 127  # exit status of a shell, exec in POSIX
 WARNING = "Failed to translate"  # of /init, if a path has no Windows path
 # How /init's own errors begin, on all versions of WSL.
 INIT_ERROR = re.compile(r"<3>(?:WSL|init:) \(\d+[^)]*\) ERROR: ")
 UNREADABLE = "Windows could not read it, or the current directory."
 # If Windows did not start a program, its message has no such prefix.
 WINDOWS_ERRORS = {
-    "Invalid argument": "Windows could not start it: the file is no program for this Windows, or Windows may not open "
-    "it or the current directory. Windows opens both as the distro's default user; try `cd /`.",
+    "Invalid argument": "Windows could not start it: it is no program for this Windows, a policy such as AppLocker "
+    "forbids it, or Windows cannot open it or the current directory. Try it after `cd /mnt/c`, or another drive of "
+    "Windows. If it starts there, the distro's default user may not enter the directory, or Windows does not reach "
+    "the files of this distro, \\\\wsl.localhost: run `wsl.exe --shutdown` on Windows.",
     "Permission denied": "Windows refused to start it: a policy such as AppLocker forbids it, it needs an elevated "
     "terminal, or the distro's default user may not read it.",
     "No such file or directory": "Windows does not find it by the path that /init gave it.",
@@ -51,6 +54,7 @@ MEANINGS = {
 }
 NO_SOCKET = "/init does so if it finds no socket, as in a service; see no-interop-socket. Try it in a new terminal."
 SILENT = "/init took a socket, and Windows gives no reason. On Windows, `cmd.exe /c exit` should end with 0: try that."
+NO_32_BIT = "This kernel runs no 32-bit programs: it needs CONFIG_IA32_EMULATION, as WSL's own kernel has it."
 OTHERWISE = "This is an error of WSL's /init; the number at its end is that of errno(3)."
 
 
@@ -134,6 +138,8 @@ def outcome(machine: m.Machine) -> Optional[Outcome]:
         return Outcome(
             path, False, "windows", f"{ended}, and /init has said nothing", SILENT if has_socket else NO_SOCKET
         )
+    if launched.status in CANNOT_EXECUTE and about.starts_windows is not False:
+        return Outcome(path, None, "", f"{ended}, as a shell does if it cannot start a program")
     if launched.status == 1 and not has_socket and about.is_for_windows:
         return Outcome(path, None, "", f"{ended}, as /init does if it finds no socket, and as a program may")
     return Outcome(path, True, "", ended)
@@ -142,9 +148,12 @@ def outcome(machine: m.Machine) -> Optional[Outcome]:
 def _of_kernel(machine: m.Machine, launched: m.Launch) -> Outcome:
     """Tell which layer the kernel's error is about."""
     text = os.strerror(launched.errno)
+    about = subject.of(machine)
+    if launched.errno == errno.ENOEXEC and about.is_native and about.processor == "i386":
+        return Outcome(launched.program, False, "file", f"the kernel does not execute it ({text})", NO_32_BIT)
     if launched.errno == errno.ENOEXEC:
         return Outcome(launched.program, False, "table", f"the kernel has no entry for it ({text})")
-    handler = subject.of(machine).handler
+    handler = about.handler
     if launched.errno in (errno.ENOENT, errno.ELIBBAD):
         what = "the interpreter of its entry" if handler else "the interpreter or loader that it names"
         return Outcome(launched.program, False, "interpreter", f"{what} is not there ({text})")
@@ -152,7 +161,9 @@ def _of_kernel(machine: m.Machine, launched: m.Launch) -> Outcome:
         return Outcome(launched.program, False, "table", f"its interpreter needs an interpreter in turn ({text})")
     if handler and launched.errno == errno.EACCES and machine.program and machine.program.may_execute:
         return Outcome(launched.program, False, "interpreter", f"{handler.interpreter} may not be executed ({text})")
-    return Outcome(launched.program, False, "file", f"the kernel does not execute it ({text})")
+    is_on_drive = launched.is_ours or bool(machine.program and about_session.is_of_windows(machine.program.place))
+    meaning = about_session.DRIVE_BROKEN if text in about_session.BROKEN and is_on_drive else ""
+    return Outcome(launched.program, False, "file", f"the kernel does not execute it ({text})", meaning)
 
 
 def explain(path: str, said: str) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from typing import Any, Dict, List, NamedTuple, Optional, Union, get_type_hints
 
-from wsl_binfmt import table
+from wsl_binfmt import interop, table
 
 VERSION = 1
 # States of a file. Any other text is what the kernel says of it, such as "Input/output error".
@@ -44,12 +44,13 @@ class Entry(NamedTuple):
     extension: Optional[str] = None
     since: float = 0.0  # when it was registered, in seconds since 1970
     interpreter_state: str = THERE
+    is_link_to_init: bool = False  # whether the interpreter is a link to /init, as NixOS makes one
 
     def kernel(self) -> table.Entry:
-        """Make the same entry as table.py has it."""
+        """Make the same entry as table.py has it; a link to /init counts as /init."""
         return table.Entry(
             enabled=self.enabled,
-            interpreter=os.fsencode(self.interpreter),
+            interpreter=interop.INIT.encode() if self.is_link_to_init else os.fsencode(self.interpreter),
             flags=os.fsencode(self.flags),
             offset=self.offset,
             magic=None if self.magic is None else bytes.fromhex(self.magic),
@@ -68,6 +69,16 @@ class Rule(NamedTuple):
     package: str = ""
     hidden_by: str = ""  # a file of the same name in /etc or /run
     interpreter_state: str = THERE
+
+    @property
+    def interpreter(self) -> str:
+        """The interpreter; "" if the text is not that of a rule."""
+        return (self.text.split(self.text[:1]) + [""] * 7)[6] if self.text else ""
+
+    @property
+    def flags(self) -> str:
+        """The flags; "" if there are none."""
+        return (self.text.split(self.text[:1]) + [""] * 8)[7] if self.text else ""
 
     def entry(self) -> Optional[table.Entry]:
         """Make the entry; None if the kernel would refuse the rule."""
@@ -258,6 +269,8 @@ class Program(NamedTuple):
     start: Optional[str] = None  # how it begins, in hexadecimal digits; None if this user may not read it
     interpreter: str = ""  # that a script names in its first line, or the loader that an ELF file names
     interpreter_state: str = THERE
+    names_exe: bool = False  # whether it is a script in which ".exe" occurs
+    has_stub_loader: bool = False  # whether the loader is NixOS' stub, which runs no program
 
 
 class Launch(NamedTuple):

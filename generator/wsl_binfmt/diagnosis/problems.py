@@ -72,7 +72,7 @@ class Problem(NamedTuple):
         """Find it, and fill in the defaults."""
         for found in self.check(machine):
             fix, advice = found.fix, found.advice
-            if fix and machine.system.distro.startswith("NixOS") and re.search("/etc/|unmask", fix):
+            if fix and is_nixos(machine) and re.search("/etc/|unmask", fix):
                 fix, advice = None, f"{advice} {ON_NIXOS}".strip()
             if not machine.session.needs_sudo:
                 fix, advice = fix and fix.replace("sudo ", ""), advice.replace("`sudo ", "`")
@@ -142,6 +142,11 @@ def write_to(machine: m.Machine, name: str, text: str) -> Optional[str]:
 def restoring(machine: m.Machine) -> Optional[str]:
     """Make the command that restores WSLInterop; None where it would do nothing."""
     return RESTORE if can_change(machine) and machine.conf.interop else None
+
+
+def is_nixos(machine: m.Machine) -> bool:
+    """Whether the distro is NixOS."""
+    return machine.system.distro.startswith("NixOS")
 
 
 def named(machine: m.Machine, name: str) -> Optional[m.Entry]:

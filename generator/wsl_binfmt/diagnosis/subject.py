@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Iterator, List, NamedTuple, Optional
 
 from wsl_binfmt import interop
-from wsl_binfmt.diagnosis.problems import PROGRAM, START_MAX, handles_windows, matches
+from wsl_binfmt.diagnosis.about_session import is_of_windows
+from wsl_binfmt.diagnosis.problems import PROGRAM, START_MAX, handles_windows, is_rival, matches
 
 if TYPE_CHECKING:
     from wsl_binfmt.diagnosis import machine as m
@@ -49,6 +50,7 @@ class Subject(NamedTuple):
     is_ordinary: bool = False  # whether it begins as Windows programs of ordinary linkers do
     processor: str = ""  # that an ELF file is for
     is_native: bool = False  # whether the kernel itself runs it
+    starts_windows: Optional[bool] = False  # whether it is a script that starts a Windows program; None: it names one
 
     @property
     def needs_table(self) -> bool:
@@ -58,8 +60,13 @@ class Subject(NamedTuple):
     @property
     def is_for_windows(self) -> bool:
         """Whether a problem of WSLInterop or the session concerns it. If a specific entry handles it, none does."""
-        is_taken = self.handler is not None and not handles_windows(self.handler) and not self.is_ordinary
-        return self.kind == UNKNOWN or (self.kind == WINDOWS and not is_taken)
+        is_of_table = self.kind == WINDOWS and not (self.is_taken_by_specific and not self.is_ordinary)
+        return self.kind == UNKNOWN or is_of_table or self.starts_windows is not False
+
+    @property
+    def is_taken_by_specific(self) -> bool:
+        """Whether an entry handles it that takes no ordinary Windows programs, such as APE's."""
+        return self.handler is not None and not handles_windows(self.handler) and not is_rival(self.handler)
 
 
 def of(machine: m.Machine) -> Subject:
@@ -82,7 +89,16 @@ def of(machine: m.Machine) -> Subject:
             return about._replace(kind=OTHER)
         processor, is_native = _processor(start, bytes.fromhex(machine.system.native))
         return about._replace(processor=processor, is_native=is_native and about.handler is None)
+    if about.kind == SCRIPT:
+        return about._replace(starts_windows=_starts_windows(program))
     return about
+
+
+def _starts_windows(program: m.Program) -> Optional[bool]:
+    """Whether a script starts a Windows program, as `code` does; None if it only names one."""
+    if program.interpreter.lower().endswith(".exe"):
+        return True
+    return program.names_exe and (is_of_windows(program.place) or None)
 
 
 def _kind(start: bytes) -> str:

@@ -11,7 +11,7 @@ from wsl_binfmt.diagnosis import machine as m
 from wsl_binfmt.diagnosis import subject
 from wsl_binfmt.diagnosis.about_protection import is_guarded, is_guarded_by_drop_in, unit
 from wsl_binfmt.diagnosis.conclude import CATALOGUE, Diagnosis
-from wsl_binfmt.diagnosis.problems import ERROR, NOTE, SERVICES, TERMINATE, WARNING, Found, handles_windows
+from wsl_binfmt.diagnosis.problems import ERROR, NOTE, SERVICES, TERMINATE, WARNING, Found
 
 # Of ECMA-48, for a terminal.
 COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "faint": "2"}
@@ -90,12 +90,16 @@ def _handler(machine: m.Machine, found: Diagnosis, verbose: bool) -> List[str]:
             else "",
             subject.ELF: "the kernel itself: it is a program for this processor" if about.is_native else "no entry",
         }.get(about.kind, "no entry")
-        return [f"  handled by      {text}"]
+        lines = [f"  handled by      {text}"]
+        if about.starts_windows is not False:
+            verb = "starts" if about.starts_windows else "names"
+            lines.append(f"  what it is      a script that {verb} a Windows program")
+        return lines
     entry = about.handler
     text = f"{safe(entry.name)}, interpreter {safe(entry.interpreter)}, flags {safe(entry.flags) or 'none'}"
     lines = [f"  handled by      {text}, since {_time(entry.since)}"]
     if machine.program and about.kind == subject.WINDOWS and not about.is_ordinary:
-        which = "no" if handles_windows(entry) else "that"
+        which = "that" if about.is_taken_by_specific else "no"
         lines.append(f"  what it is      it begins with MZ, and {which} entry is more specific than WSLInterop")
     if about.processor:
         lines.append(f"  what it is      a program for {about.processor}")
