@@ -107,8 +107,9 @@ class Interop:
         if wsl and due:
             return clear, "", due
         rivals, specific, misplaced = self._neighbours(entries)
-        # Whether a temporary entry is in front of all that it has to be: of rivals only where WSLInterop is not.
-        outranking = {*(rivals if wsl is None else ()), TEMPORARY}
+        # Whether a temporary entry is in front of all that it has to be: of rivals, unless WSLInterop is behind them.
+        is_behind = wsl is not None and entries.get(NAME) == wsl.inode
+        outranking = {*(() if is_behind else rivals), TEMPORARY}
         first = (name for name in entries if name in outranking or entries[name] in (self._behind or ()))
         is_first = bool(clear) and next(first) == TEMPORARY
         if wsl is None and due and (is_first or not clear):

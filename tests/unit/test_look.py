@@ -13,7 +13,7 @@ import pytest
 
 import kernel
 import world
-from wsl_binfmt import command, interop, own, rules, watch
+from wsl_binfmt import command, interop, own, rules, table, watch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -195,6 +195,22 @@ def test_rival_while_waiting(distro: Distro) -> None:
     distro.look()
     distro.add(b":cli:M:128:PE\\x00\\x00::/usr/bin/cli:")
     assert distro.look()[0] == [("register", WSL), (interop.TEMPORARY, b"-1")]
+
+
+def test_registered_during_a_look(distro: Distro, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list of the table is older than WSLInterop then: a temporary entry behind a rival is of no use."""
+    override = WSL.replace(b":FP", b":P")
+    distro.drop("WSLInterop")
+    distro.look()
+    distro.add(override)
+    lists = [table.entries()]
+    distro.add(WINE)
+    # While the watch takes the lock, WSL's override removes WSLInterop, and then registers it.
+    distro.drop("WSLInterop")
+    lists.append(table.entries())
+    distro.add(override)
+    monkeypatch.setattr(table, "entries", lambda: lists.pop(0))
+    assert distro.look()[0] == [(interop.TEMPORARY, b"-1"), *REPLACED]
 
 
 @pytest.mark.parametrize("again", [False, True])
