@@ -10,7 +10,21 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from test_status import DEFAULT_USER, FAILS, SUDO, USERS, WORKS, WSL_CONF, Answer, run, status
+import bed
+from test_status import (
+    DEFAULT_USER,
+    ENTRY,
+    FAILS,
+    SUDO,
+    UNKNOWN,
+    USERS,
+    WORKS,
+    WSL_CONF,
+    Answer,
+    run,
+    status,
+    unwatched,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -145,6 +159,71 @@ def test_in_the_current_directory(vm: Vm, boot: Boot) -> None:
         assert (answer.code, answer.ids) == (FAILS, ["not-in-path"])
         assert "./x.exe" in answer.said["problems"][0]["advice"]
         assert status(distro, "./x.exe", user=user, around='cd /srv; "$@"').ids == []
+
+
+def test_below_program_files(vm: Vm, boot: Boot) -> None:
+    """Where Docker has its programs; of what is elsewhere, it is not said that Windows has no such program."""
+    distro = boot(vm, files={WSL_CONF: "[interop]\nappendWindowsPath=false\n"})
+    around = drive(distro, "uid=1000")
+    folder = "/mnt/c/Program Files/Docker/Docker/resources/bin"
+    distro.shell(f"mkdir -p '{folder}'; cp -p {NOTEPAD} '{folder}/docker-credential-desktop.exe'")
+    for user in USERS:
+        answer = status(distro, "docker-credential-desktop.exe", user=user, around=around)
+        assert (answer.code, answer.ids) == (FAILS, ["not-in-path"])
+        assert f"it is at {folder}/docker-credential-desktop.exe" in answer.evidence
+        assert answer.said["problems"][0]["fix"] == f"""export PATH="$PATH":'{folder}'"""
+        here = around.replace("exec", f'export PATH="$PATH":"{folder}"; exec')
+        assert status(distro, "docker-credential-desktop.exe", user=user, around=here).ids == []
+        answer = status(distro, "nonesuch.exe", user=user, around=around)
+        assert (answer.code, answer.ids) == (FAILS, ["not-in-path"])
+        assert "in which this command looks" in answer.said["problems"][0]["summary"]
+        assert f"{WSL_CONF}:2: appendWindowsPath=false" in answer.evidence
+
+
+def test_a_drive_that_is_not_mounted(vm: Vm, boot: Boot) -> None:
+    """A path on it is told from a program that is not there on one that is mounted."""
+    distro = boot(vm, files={"/mnt/d/.keep": ""})
+    around = drive(distro, "uid=1000")
+    for user in USERS:
+        for path in "/mnt/d/x.exe", "/mnt/z/x.exe":
+            answer = status(distro, path, user=user, around=around)
+            assert (answer.code, answer.ids) == (FAILS, ["drive-not-mounted"])
+            fix = f"sudo mkdir -p {path[:6]} && sudo mount -t drvfs {path[5].upper()}: {path[:6]}"
+            assert answer.said["problems"][0]["fix"] == (fix if user == "a user" else fix.replace("sudo ", ""))
+        for path in "/mnt/c/x.exe", "/mnt/x.exe", "/srv/x.exe":
+            assert "there is no program" in run(distro, "wsl-binfmt", path, user=user, around=around)[1]
+
+
+def test_a_script_that_starts_a_windows_program(vm: Vm, boot: Boot) -> None:
+    """What keeps that from starting is an error on a drive of Windows, and a warning elsewhere."""
+    distro = boot(vm)
+    around = drive(distro, "uid=1000")
+    code, view, first_line = f"{SYSTEM32}/code", "/usr/local/bin/view", "/srv/x"
+    distro.shell(
+        f"printf '#!/bin/sh\nexec {NOTEPAD} \"$@\"\n' | tee {code} >{view}\n"
+        f"echo '#!{NOTEPAD}' >{first_line}; chmod 755 {code} {view} {first_line} {NOTEPAD}"
+    )
+    paths = code, view, first_line, "/usr/bin/env"
+    assert [status(distro, path, around=around).ids for path in paths] == [[]] * 4
+    unwatched(f"echo -1 >{ENTRY}")(vm, distro)
+    for user in USERS:
+        answers = [status(distro, path, user=user, around=around) for path in paths]
+        assert [answer.code for answer in answers] == [FAILS, WORKS, FAILS, WORKS]
+        assert [answer.ids for answer in answers] == [["not-registered"]] * 3 + [[]]
+    launched = status(distro, "--launch", view, around=around)
+    assert (launched.code, launched.ids) == (UNKNOWN, ["not-registered"])
+
+
+def test_a_link_to_init(vm: Vm, boot: Boot) -> None:
+    """As NixOS registers WSLInterop: it starts Windows programs, and is registered as WSL does all the same."""
+    distro = boot(vm)
+    distro.shell("mkdir /run/binfmt; ln -s /init /run/binfmt/WSLInterop; ln -s /bin/true /run/binfmt/true")
+    for name, expected in ("WSLInterop", (WORKS, [])), ("true", (FAILS, ["foreign-interpreter"])):
+        rule = f":WSLInterop:M::MZ::/run/binfmt/{name}:FP"
+        unwatched(f"echo -1 >{ENTRY}; echo {rule} >{bed.TABLE}/register")(vm, distro)
+        answer = status(distro)
+        assert (answer.code, answer.ids) == expected
+        assert distro.interop() is (name == "WSLInterop")
 
 
 def test_no_drive(vm: Vm, boot: Boot) -> None:

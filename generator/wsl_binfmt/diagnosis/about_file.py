@@ -120,7 +120,7 @@ def _not_on_a_drive(machine: m.Machine, program: m.Program) -> Iterator[Found]:
         evidence = [f"{at_line(off.line)}: enabled=false in [automount]"]
         summary = "It is not in PATH, and WSL mounts no drive of Windows here."
         yield Found(evidence, set_to(off.line, "true"), needs_restart=True, summary=summary)
-    elif program.asked.lower().endswith(".exe"):
+    elif re.fullmatch(r"[^\\:]+\.exe", program.asked, re.IGNORECASE):
         evidence, advice = _why_not_in_path(machine)
         advice = f"Call it by its whole path, as `where.exe {program.asked}` in a terminal of Windows tells. {advice}"
         summary = "It is not in PATH, nor in those folders of Windows in which this command looks."
