@@ -246,6 +246,24 @@ def test_loader() -> None:
     assert "ld-" in look_at(os.path.realpath("/usr/bin/env")).interpreter
 
 
+def test_stub_loader(tmp_path: Path) -> None:
+    """A loader that is a link into NixOS' package of that name runs no program."""
+    stub, loader, program = tmp_path / "0a1-stub-ld-x86_64/ld", tmp_path / "ld.so", tmp_path / "x"
+    stub.parent.mkdir()
+    stub.write_text("#!/bin/sh\n")
+    stub.chmod(0o755)
+    name = os.fsencode(loader) + b"\0"
+    header = struct.pack("<4sBB10xHHIQQQIHHH", b"\x7fELF", 2, 1, 2, 62, 1, 0, 64, 0, 0, 64, 56, 1)
+    segment = struct.pack("<IIQQQQ", gather_session.PT_INTERP, 4, 120, 0, 0, len(name))
+    program.write_bytes((header.ljust(64, b"\0") + segment).ljust(120, b"\0") + name)
+    for target, is_stub in (stub, True), ("/bin/sh", False):
+        loader.unlink(missing_ok=True)
+        loader.symlink_to(target)
+        found = look_at(program)
+        assert (found.interpreter, found.interpreter_state) == (str(loader), m.THERE)
+        assert found.has_stub_loader is is_stub
+
+
 @given(st.binary(max_size=200))
 def test_any_elf(tail: bytes) -> None:
     """What is malformed names nothing, or something, and does not fail."""
