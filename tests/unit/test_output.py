@@ -110,7 +110,11 @@ def test_units_that_register_it(distro: support.Machine) -> None:
     units = "etc/systemd/system"
     distro.write(f"{units}/wsl-binfmt.service", REGISTERS)
     distro.write(f"{units}/other.service", "[Service]\nExecStart=/bin/true\n")
-    distro.write(f"{units}/wsl.timer", REGISTERS)
+    for name in "wsl.timer", "wsl.conf", "systemd-binfmt.service.d/x.service":
+        distro.write(f"{units}/{name}", REGISTERS)
+    # Links that lead nowhere keep no other file from being read.
+    for number, target in enumerate(["nowhere", "/etc/passwd/x", "loop-2.service", "/dev/null"]):
+        (distro.root / units / f"loop-{number}.service").symlink_to(target)
     assert distro.run().returncode == 0
     written = [path for path in distro.output() if not path.startswith(("sysinit", "systemd-", "binfmt-"))]
     assert written == ["wsl-binfmt.service.d/50-wsl-binfmt.conf"]
@@ -138,10 +142,15 @@ def test_drop_ins_that_are_no_files(distro: support.Machine) -> None:
     (drop_ins / "b.conf").mkdir()
     (drop_ins / "c.conf").symlink_to("/dev/zero")
     (drop_ins / "d.conf").symlink_to("nowhere")
+    (drop_ins / "f.conf").symlink_to("/etc/passwd/x")
+    (drop_ins / "g.conf").symlink_to("g.conf")
+    for number in range(5):
+        distro.write(f"etc/systemd/system/systemd-binfmt.service.d/{number}.conf", REGISTERS)
     (drop_ins / "e.conf").write_bytes(b"\xff\0")
     (distro.root / "run/systemd").mkdir(parents=True)
     (distro.root / "run/systemd/system").write_text("")
-    assert masks(distro) == {EARLY, "binfmt-support.service.d/override.conf"}
+    registering = {f"systemd-binfmt.service.d/{number}.conf" for number in range(5)}
+    assert masks(distro) == {EARLY, "binfmt-support.service.d/override.conf"} | registering
 
 
 def test_what_is_emptied(distro: support.Machine) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -174,7 +175,7 @@ class Reader:
         return result
 
     def _record(self, text: str) -> list[tuple[int, str, str]]:
-        self.parsed = self._parse(text)
+        self.parsed = [*self._parse(text)]
         return self.parsed
 
 
@@ -281,7 +282,7 @@ def test_any_bytes(text: bytes) -> None:
 @settings(max_examples=100)
 def test_what_is_written(text: bytes) -> None:
     """Whatever wsl.conf holds, what is written depends on two settings, and is a proper unit file."""
-    _, interop = READER.settings(text)
+    protect, interop = READER.settings(text)
     normal, early = READER.module.output(interop)
     assert support.GUARD in normal
     assert ("Wants=wsl-binfmt-boot.service\n" in "".join(normal.values())) == interop
@@ -289,6 +290,10 @@ def test_what_is_written(text: bytes) -> None:
         if not written.startswith("/"):
             assert path.endswith(".conf")
             support.parse_unit(written)
+    READER.module.CONTAINER = "wsl"
+    with tempfile.TemporaryDirectory() as directory:
+        assert READER.module.main([directory]) == 0
+        assert bool(os.listdir(directory)) == protect
 
 
 @pytest.mark.parametrize(

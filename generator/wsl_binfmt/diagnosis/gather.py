@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.machinery
 import os
 import re
+import stat
 import time
 import types
 from typing import Any, Dict, List, Optional, Tuple
@@ -116,10 +117,12 @@ def read_conf(generator: Any) -> m.Conf:
     conf = m.Conf(m.THERE, protect, enabled)
     try:
         fd = os.open(generator.ROOT + generator.WSL_CONF, os.O_RDONLY | os.O_NONBLOCK)
-        changed = os.fstat(fd).st_mtime
+        status = os.fstat(fd)
         os.close(fd)
     except OSError as e:
         return conf._replace(state=state_of(e))
+    if not stat.S_ISREG(status.st_mode):
+        return conf
     said = generator.read(generator.WSL_CONF)
     settings, stopped_at = _parse_conf(generator, said)
     return conf._replace(
@@ -127,7 +130,7 @@ def read_conf(generator: Any) -> m.Conf:
         stopped_at=stopped_at,
         has_mark=said.startswith(MARKS),
         ignored=_ignored(generator, said, stopped_at),
-        changed=changed,
+        changed=status.st_mtime,
     )
 
 
@@ -135,10 +138,11 @@ def _ignored(generator: Any, said: str, stopped_at: int) -> List[m.Setting]:
     """List the settings from a malformed line on; each line is for itself."""
     ignored: List[m.Setting] = []
     header = ""
-    for number, line in enumerate(said.split("\n") if stopped_at else [], 1):
+    # A continued line keeps its end.
+    for number, line in enumerate(re.split("(?<=\n)", said) if stopped_at else [], 1):
         begin = line.lstrip()[:1]
         if begin == "[" and not _parse_conf(generator, line)[1]:
-            header = line + "\n"
+            header = line.strip().partition("\r")[0] + "\n"
         elif number > stopped_at and begin not in ("[", "#", ""):
             found, _ = _parse_conf(generator, header + line)
             ignored += [setting._replace(line=number) for setting in found]
