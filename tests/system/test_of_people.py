@@ -94,6 +94,32 @@ def test_ape_stays_in_front(few_vm: Vm, boot: Boot) -> None:
     eventually(is_right)
 
 
+def test_apes_unit_does_not_fail(few_vm: Vm, boot: Boot) -> None:
+    """The one of llamafile's documentation, where nothing has emptied the table since the distro ran before."""
+    for _ in range(2):
+        distro = boot(few_vm, files=bed.APE)
+        assert distro.wait_until_up() == "running"
+        eventually(lambda: "APE" in few_vm.names())
+        distro.shutdown()
+
+
+@pytest.mark.parametrize("line", [REGISTER, REGISTER.replace("Start=", "StartPost=")], ids=["start", "start-post"])
+def test_a_copy_of_the_service(vm: Vm, boot: Boot, line: str) -> None:
+    """As `systemctl edit --full` makes one, that registers WSLInterop as well."""
+    distro = boot(vm)
+    copy = distro.path(f"/usr/lib/systemd/system/{SERVICE}").read_text()
+    last = [start for start in copy.splitlines(keepends=True) if start.startswith("ExecStart=")][-1]
+    distro.shutdown()
+    distro = boot(vm, files={f"/etc/systemd/system/{SERVICE}": copy.replace(last, last + line)})
+    assert distro.wait_until_up() == "running"
+    inode = (vm.table / "WSLInterop").stat().st_ino
+    vm.write("qemu-aarch64", "-1")
+    for verb in "restart", "reload":
+        distro.systemctl(verb, SERVICE)
+        eventually(lambda: quiet(distro) and "qemu-aarch64" in vm.names())
+    assert (vm.table / "WSLInterop").stat().st_ino == inode
+
+
 def test_an_entry_for_ape_of_another_distro(vm: Vm, boot: Boot) -> None:
     """A distro in which its interpreter is not there restores WSLInterop; the one that has it puts APE in front."""
     distro, _ = boot(vm, files=bed.APE), boot(vm)

@@ -82,6 +82,10 @@ REGISTERS = "[Service]\nExecStartPost=/bin/sh -c 'echo :WSLInterop:M::MZ::/init:
         (REGISTERS.replace("echo", "echo -1 >WSLInterop; echo"), True),
         ("[Service]\nExecStartPost=/bin/sh -c 'echo 1 >/proc/sys/fs/binfmt_misc/WSLInterop'\n", False),
         ("[Service]\nExecStopPost=/bin/echo :WSLInterop:\n", False),
+        (REGISTERS.replace("echo", "[ -e /proc/sys/fs/binfmt_misc/WSLInterop ] || echo"), False),
+        (REGISTERS.replace("echo", "test -f /proc/sys/fs/binfmt_misc/WSLInterop || echo"), False),
+        (REGISTERS.replace("WSLInterop", "APE"), False),
+        (REGISTERS.replace("echo", "PATH=/bin:/usr/bin; echo"), True),
     ],
 )
 def test_registers_interop(distro: support.Machine, directory: str, text: str, expected: bool) -> None:
@@ -109,6 +113,10 @@ def test_units_that_register_it(distro: support.Machine) -> None:
     """A unit that registers WSLInterop is not started where it is there; others, and links, are left alone."""
     units = "etc/systemd/system"
     distro.write(f"{units}/wsl-binfmt.service", REGISTERS)
+    ape = "ExecStart=/bin/sh -c \"echo ':APE:M::MZqFpD::/usr/bin/ape:' >/proc/sys/fs/binfmt_misc/register\"\n"
+    distro.write(f"{units}/cosmo-binfmt.service", f"[Unit]\nAfter=wsl-binfmt.service\n[Service]\nType=oneshot\n{ape}")
+    distro.write(f"{units}/both.service", f"{REGISTERS}\n{ape}")
+    distro.write(f"{units}/listens.service", "[Service]\nExecStart=/usr/bin/listen 127.0.0.1:8080:register\n")
     distro.write(f"{units}/other.service", "[Service]\nExecStart=/bin/true\n")
     for name in "wsl.timer", "wsl.conf", "systemd-binfmt.service.d/x.service":
         distro.write(f"{units}/{name}", REGISTERS)
@@ -116,10 +124,26 @@ def test_units_that_register_it(distro: support.Machine) -> None:
     for number, target in enumerate(["nowhere", "/etc/passwd/x", "loop-2.service", "/dev/null"]):
         (distro.root / units / f"loop-{number}.service").symlink_to(target)
     assert distro.run().returncode == 0
+    expected = {"wsl-binfmt": ["WSLInterop"], "cosmo-binfmt": ["APE"], "both": ["WSLInterop", "APE"]}
     written = [path for path in distro.output() if not path.startswith(("sysinit", "systemd-", "binfmt-"))]
-    assert written == ["wsl-binfmt.service.d/50-wsl-binfmt.conf"]
-    lines = support.parse_unit(distro.output()[written[0]])["Unit"]
-    assert ("ConditionPathExists", "!/proc/sys/fs/binfmt_misc/WSLInterop") in lines
+    assert sorted(written) == sorted(f"{name}.service.d/50-wsl-binfmt.conf" for name in expected)
+    for name, entries in expected.items():
+        lines = support.parse_unit(distro.output()[f"{name}.service.d/50-wsl-binfmt.conf"])["Unit"]
+        found = [value for key, value in lines if key == "ConditionPathExists"]
+        assert found == [f"!/proc/sys/fs/binfmt_misc/{entry}" for entry in entries]
+
+
+def test_a_copy_of_the_service(distro: support.Machine) -> None:
+    """An administrator's own service that registers WSLInterop keeps our drop-in, and registers it no more."""
+    distro.write("etc/systemd/system/systemd-binfmt.service", REGISTERS)
+    distro.run()
+    lines = support.parse_unit(distro.output()[support.GUARD])
+    assert ("ConditionPathExists", "!/proc/sys/fs/binfmt_misc/WSLInterop") not in lines["Unit"]
+    assert ("BindPaths", "/dev/null:/proc/sys/fs/binfmt_misc/status") in lines["Service"]
+    starts = [value for key, value in lines["Service"] if key == "ExecStart"]
+    assert starts == ["", "/usr/lib/systemd/systemd-binfmt"]
+    assert ("ExecStartPost", "") in lines["Service"]
+    assert "ExecStart=" not in distro.output()[support.SUPPORT]
 
 
 def masks(distro: support.Machine) -> set[str]:
