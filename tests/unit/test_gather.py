@@ -246,6 +246,22 @@ def test_loader() -> None:
     assert "ld-" in look_at(os.path.realpath("/usr/bin/env")).interpreter
 
 
+@pytest.mark.parametrize(
+    ("start", "header", "wrong"),
+    [
+        (b"MZ\x90\0", b"PE\0\0\x64\x86" + bytes(16) + b"\x22\0", ""),
+        (b"MZ\x90\0", b"PE\0\0\x64\x86" + bytes(16) + b"\x22\x20", "is a DLL"),
+        (b"MZ\x90\0", b"NE" + bytes(22), "has no PE header: it is for DOS, or for a Windows of 16 bits"),
+        (b"MZqFpD", b"NE" + bytes(22), ""),
+        (b"MZ\x90\0", b"PE\0\0", ""),  # not all of the header was read
+    ],
+)
+def test_programs_of_windows(tmp_path: Path, start: bytes, header: bytes, wrong: str) -> None:
+    """Whether Windows would start a file, as far as its headers tell."""
+    (tmp_path / "x").write_bytes(start.ljust(60, b"\0") + (128).to_bytes(4, "little") + bytes(64) + header)
+    assert look_at(tmp_path / "x").wrong_exe == wrong
+
+
 def test_stub_loader(tmp_path: Path) -> None:
     """A loader that is a link into NixOS' package of that name runs no program."""
     stub, loader, program = tmp_path / "0a1-stub-ld-x86_64/ld", tmp_path / "ld.so", tmp_path / "x"

@@ -13,9 +13,11 @@ from wsl_binfmt.diagnosis import machine as m
 from wsl_binfmt.diagnosis.about_file import is_alias
 from wsl_binfmt.diagnosis.about_protection import unit
 from wsl_binfmt.diagnosis.about_rules import guilty_conditions, lift
+from wsl_binfmt.diagnosis.about_session import is_of_windows
 from wsl_binfmt.diagnosis.problems import (
     ERROR,
     FILE,
+    NOTE,
     RESTART,
     SERVICE,
     START_MAX,
@@ -35,7 +37,22 @@ from wsl_binfmt.diagnosis.problems import (
 
 # Debian's packages of loaders that a distro for 64 bits may lack.
 LOADERS = {"ld-linux.so.2": "libc6-i386", "ld-musl-x86_64.so.1": "musl"}
+OF_NODE = "npm", "npx", "yarn", "pnpm", "corepack"
 BYTE_ORDER_MARK = "efbbbf"
+# How files begin that are often taken for programs: what they are, and what to do.
+TAKEN_FOR_PROGRAMS = (
+    (b"\xcf\xfa\xed\xfe", "a program for macOS", "Get the one for Linux."),
+    (b"\xce\xfa\xed\xfe", "a program for macOS", "Get the one for Linux."),
+    (b"\xca\xfe\xba\xbe\0\0\0", "a program for macOS", "Get the one for Linux."),
+    (b"\x1f\x8b", "an archive, of gzip", "Unpack it: the program is in it."),
+    (b"PK\3\4", "an archive, of zip", "Unpack it, or start it by what it is for, as `java -jar`."),
+    (b"\xfd7zXZ", "an archive, of xz", "Unpack it: the program is in it."),
+    (b"(\xb5/\xfd", "an archive, of zstd", "Unpack it: the program is in it."),
+    (b"<", "a page, in place of a download", "Get it anew, from the address of the file itself."),
+    (b"Not Found", "a page, in place of a download", "Get it anew, from the address of the file itself."),
+    (b"\xff\xfe", "a text in UTF-16, as Windows writes one", "`iconv -f UTF-16 -t UTF-8` makes one that Linux reads."),
+    (b"\0\0\0\0\0\0\0\0", "nothing but zeros, as after a crash", "Install it anew."),
+)
 EMULATORS = (
     "qemu-user-binfmt of Debian from 13 and of Ubuntu from 25.10 on, qemu-user-static of older ones and of Fedora, "
     "qemu-user-static-binfmt of Arch, qemu-linux-user of openSUSE; on NixOS, boot.binfmt.emulatedSystems"
@@ -96,10 +113,12 @@ def interpreter_missing(machine: m.Machine) -> Iterator[Found]:
             yield Found([f"it needs the loader {program.interpreter}: it is not there"], None, NIX_LD)
         elif program.interpreter and program.interpreter_state != m.THERE:
             what = "its first line names" if about.kind == subject.SCRIPT else "it needs the loader"
-            yield _without([f"{what} {program.interpreter}"], program.interpreter, program.interpreter_state)
+            evidence = [f"{what} {program.interpreter}"]
+            distro = machine.system.distro if about.kind == subject.ELF else ""
+            yield _without(evidence, program.interpreter, program.interpreter_state, distro=distro)
 
 
-def _without(evidence: List[str], interpreter: str, state: str, otherwise: str = "") -> Found:
+def _without(evidence: List[str], interpreter: str, state: str, otherwise: str = "", distro: str = "") -> Found:
     """Tell of an interpreter that is not there, or may not be executed; its name is at the end of the evidence."""
     evidence = [*evidence[:-1], f"{evidence[-1]}: {said_of(state)}"]
     if state == m.NOT_EXECUTABLE:
@@ -108,6 +127,8 @@ def _without(evidence: List[str], interpreter: str, state: str, otherwise: str =
     if " " in interpreter:
         return Found(evidence, advice="env takes the rest of the line for one name; `env -S` splits it.")
     package = LOADERS.get(os.path.basename(interpreter))
+    if distro.startswith("Alpine") and "ld-linux" in interpreter:
+        return Found(evidence, "sudo apk add gcompat", "Alpine has musl; this gives it the loader of glibc.")
     debian = f"; Debian's package is {package}" if package else ""
     return Found(evidence, advice=f"Install {interpreter}{otherwise}{debian}.")
 
@@ -233,6 +254,8 @@ def nothing_runs_it(machine: m.Machine) -> Iterator[Found]:
     if not _is_asked(machine) or _candidates(machine) or _rule(machine):
         return
     ending = os.path.splitext(program.place.path)[1].lower()
+    start = bytes.fromhex(program.start or "")
+    taken = [each for each in TAKEN_FOR_PROGRAMS if start.startswith(each[0])]
     if about.kind == subject.ELF:
         evidence = [f"it is a program for {about.processor}, and no entry or rule matches it"]
         yield Found(evidence, advice=f"Install an emulator: {EMULATORS}.")
@@ -242,6 +265,8 @@ def nothing_runs_it(machine: m.Machine) -> Iterator[Found]:
     elif ending in OPENERS:
         evidence = [f"it is opened by {OPENERS[ending].partition(' ')[0]}, and does not start by itself"]
         yield Found(evidence, f'{OPENERS[ending]} "$(wslpath -w {quote(program.place.path)})"')
+    elif taken:
+        yield Found([f"it is {taken[0][1]}"], advice=taken[0][2])
     elif ending == ".exe":
         evidence = ["it does not begin with MZ, as Windows programs do"]
         yield Found(evidence, advice="It may be a part of a download, or a page in its place: get it anew.")
@@ -250,6 +275,40 @@ def nothing_runs_it(machine: m.Machine) -> Iterator[Found]:
             ["it is neither a program nor a script that begins with #!, and no entry or rule matches it"],
             advice="A shell may run it as a script of its own; other programs cannot start it.",
         )
+
+
+@problem(ERROR, FILE)
+def exe_is_no_program(machine: m.Machine) -> Iterator[Found]:
+    """The file begins as Windows programs do, and is none for this Windows.
+
+    A DLL is a part of programs. A file without a PE header is a program for DOS or
+    for Windows before Windows 95, which a Windows of 64 bits does not start.
+
+    A DLL of .NET is started by `dotnet FILE`.
+    """
+    program, about = machine.program, subject.of(machine)
+    if program and program.wrong_exe and about.kind == subject.WINDOWS and not about.is_taken_by_specific:
+        yield Found([f"it {program.wrong_exe}"])
+
+
+@problem(NOTE, FILE)
+def script_of_windows(machine: m.Machine) -> Iterator[Found]:
+    """PATH leads to a script of a program of Windows.
+
+    WSL adds the folders of Windows to PATH. A name that no folder of Linux has is
+    then found there. npm and others of Node.js start the Windows program, or fail.
+    `docker` of Docker Desktop says that its WSL integration is off for this distro.
+    """
+    program, about = machine.program, subject.of(machine)
+    if program is None or about.kind != subject.SCRIPT or not is_of_windows(program.place) or "/" in program.asked:
+        return
+    evidence = [f"it is {program.place.path}"]
+    if program.asked == "docker":
+        advice = "Switch the WSL integration on for this distro: Docker Desktop, Settings, Resources."
+        summary = "This docker only says that the WSL integration of Docker Desktop is off for this distro."
+        yield Found(evidence, None, advice, summary=summary, severity=WARNING)
+    elif program.asked in OF_NODE:
+        yield Found(evidence, None, "Install Node.js here, or put its folder before those of Windows in PATH.")
 
 
 @problem(WARNING, FILE)

@@ -19,16 +19,20 @@ from wsl_binfmt.diagnosis.about_protection import (
 )
 from wsl_binfmt.diagnosis.problems import (
     DROP_IN,
+    NOTE,
     RELOAD,
     RESTART,
     SERVICE,
     SERVICES,
     WARNING,
+    WINDOWS,
     Found,
     binfmt_d,
     can_change,
     comment_out,
+    handles_windows,
     is_nixos,
+    is_rival,
     matches,
     named,
     problem,
@@ -187,6 +191,23 @@ def rule_redefines_wslinterop(machine: m.Machine) -> Iterator[Found]:
     for rule in binfmt_d(machine):
         if rule.name == interop.NAME:
             yield Found([f"{rule.path}:{rule.line}"], comment_out(rule.path, rule.line))
+
+
+@problem(NOTE, WINDOWS)
+def rule_without_effect(machine: m.Machine) -> Iterator[Found]:
+    """A rule of an administrator for Windows programs has no effect.
+
+    WSLInterop stays in front of each entry that takes ordinary Windows programs,
+    such as that of a wrapper. Such an entry takes effect only while WSLInterop is
+    disabled.
+    """
+    entries = machine.table.entries or []
+    first = next((entry for entry in entries if handles_windows(entry)), None)
+    for rule in binfmt_d(machine):
+        entry = named(machine, rule.name)
+        is_behind = first and entry and is_rival(entry) and entries.index(first) < entries.index(entry)
+        if is_behind and rule.path.startswith(ADMINISTRATORS):
+            yield Found([f"{rule.path}:{rule.line}: {rule.name} is behind {interop.NAME}"])
 
 
 @problem(WARNING)

@@ -38,10 +38,10 @@ OF_ALL = m.Message()
 
 @problem(NOTE, ELSEWHERE)
 def wsl1(machine: m.Machine) -> Iterator[Found]:
-    """This is WSL 1, which has no binfmt_misc table of its own.
+    """This is WSL 1, which has no Linux kernel.
 
-    On WSL 1, Windows programs start by other means, and this package does
-    nothing.
+    On WSL 1, each distro has a table of its own, which WSL makes up. This package
+    does nothing there.
     """
     if re.match(r"4\.4\.0-\d+-Microsoft", machine.system.release):
         evidence = [f"the kernel calls itself {machine.system.release}"]

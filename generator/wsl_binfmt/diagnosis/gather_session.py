@@ -11,6 +11,7 @@ import socket
 import stat
 from typing import Iterator, List, Optional
 
+from wsl_binfmt import interop
 from wsl_binfmt.diagnosis import about_session
 from wsl_binfmt.diagnosis import machine as m
 from wsl_binfmt.diagnosis.bounded import executable, searchable, state, state_of
@@ -35,6 +36,8 @@ START_MAX = 4096  # bytes: the loader of an ELF file is named in there
 SCRIPT_MAX = 1 << 16  # bytes of a script, in which it may name a Windows program
 INTERPRETER_MAX = 256  # bytes of a script's first line, BINPRM_BUF_SIZE
 PT_INTERP = 3  # elf(5)
+DOS_HEADER = 64  # bytes of a Windows program, before all else
+IMAGE_FILE_DLL = 0x2000  # of the characteristics in a PE header
 
 
 def read(conf: m.Conf) -> m.Session:
@@ -256,7 +259,20 @@ def _read_start(found: m.Program, path: str, session: m.Session) -> m.Program:
         interpreter_state=executable(interpreter) if "/" in interpreter else m.GONE if interpreter else m.THERE,
         names_exe=names_exe,
         has_stub_loader=has_stub_loader,
+        wrong_exe=_wrong_exe(start) if start.startswith(b"MZ") else "",
     )
+
+
+def _wrong_exe(start: bytes) -> str:
+    """Tell why a file that begins with MZ is no program for Windows; "" if it may be one, or is one for APE."""
+    at = int.from_bytes(start[60:64], "little")
+    header = start[at : at + 24]
+    # A header of another linker than those of Windows may be anywhere.
+    if at < DOS_HEADER or at + 24 > len(start) or not start.startswith(interop.HEADERS):
+        return ""
+    if not header.startswith(b"PE\0\0"):
+        return "has no PE header: it is for DOS, or for a Windows of 16 bits"
+    return "is a DLL" if int.from_bytes(header[22:24], "little") & IMAGE_FILE_DLL else ""
 
 
 def _looked_up(argument: str, path: List[str]) -> str:

@@ -270,6 +270,7 @@ class Program(NamedTuple):
     interpreter: str = ""  # that a script names in its first line, or the loader that an ELF file names
     interpreter_state: str = THERE
     names_exe: bool = False  # whether it is a script in which ".exe" occurs
+    wrong_exe: str = ""  # why a file that begins with MZ is no program for Windows; "" if it may be one
     has_stub_loader: bool = False  # whether the loader is NixOS' stub, which runs no program
 
 
