@@ -37,6 +37,7 @@ OTHERS = {
     "/lib/modules",
     "/lib/systemd/systemd",
     "/sbin/init",
+    "/usr/bin/ape",
     "/usr/bin/python3",
     "/usr/bin/true",
     "/usr/lib/binfmt-support/run-detectors",

@@ -316,7 +316,9 @@ def test_what_windows_opens(vm: Vm, boot: Boot) -> None:
         assert run(distro, "sh", "-c", fix, user="a user") == (0, f"{said} UNC/srv/a b/x.{ending}\n")
     answer = status(distro, "/srv/a b/x.exe")
     assert (answer.code, answer.ids) == (FAILS, ["nothing-runs-it"])
-    assert "does not begin with MZ" in answer.evidence
+    assert "it is a page" in answer.evidence
+    distro.shell("echo text >'/srv/a b/x.exe'")
+    assert "does not begin with MZ" in status(distro, "/srv/a b/x.exe").evidence
     assert "wslpath -u" in run(distro, "wsl-binfmt", r"C:\Windows\notepad.exe")[1]
 
 

@@ -294,6 +294,13 @@ CASES = [
         "/etc/binfmt.d/w.conf:2",
         {"/etc/binfmt.d/w.conf": "# wine\n:wine:M::MZ::/bin/true:\n"},
         make=wine_again,
+        after=("rule-without-effect",),
+    ),
+    Case(
+        "rule-without-effect",
+        evidence="/etc/binfmt.d/w.conf:2",
+        files={"/etc/binfmt.d/w.conf": "# wine\n:wine:M::MZ::/bin/true:\n"},
+        has_fix=False,
     ),
     Case(
         "shadowed", FAILS, "of the package wine", {"/var/lib/binfmts/mz": WINE}, make=register(":mz:M::MZ::/bin/true:")
