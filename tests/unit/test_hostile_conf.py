@@ -191,9 +191,9 @@ def test_too_large(distro: support.Machine) -> None:
 
 
 def test_many_settings(distro: support.Machine) -> None:
-    """They take no more memory than the file itself, twice."""
-    distro.conf.write_bytes(b"[boot]\nprotectBinfmt=false\n" + b"a=1\n" * (4 * MIB))
-    limit = 100 * MIB
+    """They take no memory of their own."""
+    distro.conf.write_bytes(b"[boot]\nprotectBinfmt=false\n" + b"a=1\n" * (MIB // 2))
+    limit = 60 * MIB
     done = distro.run(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
     assert (done.returncode, done.stderr) == (0, "")
     assert distro.output() == {}
