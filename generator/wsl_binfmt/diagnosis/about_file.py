@@ -20,6 +20,7 @@ from wsl_binfmt.diagnosis.about_session import (
     is_of_windows,
     may_be_alias,
     refused,
+    root_of_drives,
 )
 from wsl_binfmt.diagnosis.problems import (
     ERROR,
@@ -305,10 +306,10 @@ def drive_not_mounted(machine: m.Machine) -> Iterator[Found]:
 
 def _unmounted_drive(machine: m.Machine) -> str:
     """Tell the directory of a drive that the path of a missing program is on, and that is not mounted; or ""."""
-    program, root = machine.program, setting(machine, "automount.root")
+    program = machine.program
     if program is None or program.place.state != m.GONE or not program.place.way or is_of_windows(program.place):
         return ""
-    below = (root.value if root else "/mnt").rstrip("/")
+    below = root_of_drives(machine.conf).rstrip("/")
     found = re.match(f"{re.escape(below)}/[a-z](?=/)", program.place.path)
     return found[0] if found else ""
 

@@ -129,12 +129,15 @@ def unit_failed(machine: m.Machine) -> Iterator[Found]:
     if not found:  # systemd before 250 does not say which
         refused = [rule for rule in binfmt_d(machine) if rule.entry() is None]
         found = [(rule.path, rule.line, f"the kernel refuses {rule.text}") for rule in refused]
-    # With F, the kernel opens the interpreter, and ENOENT is about that.
-    absent = [rule for rule in binfmt_d(machine) if rule.interpreter_state != m.THERE and "F" in rule.flags]
-    culprits = {(rule.path, rule.line): rule for rule in absent}
-    if culprits and any(NO_FILE in text for text in said) and {each[:2] for each in found} <= culprits.keys():
-        evidence = [f"{rule.path}:{rule.line}: {rule.name} has the interpreter {rule.interpreter}" for rule in absent]
-        evidence = [f"{each}: {said_of(rule.interpreter_state)}" for each, rule in zip(evidence, absent)]
+    # If the kernel opens the interpreter, ENOENT is about that.
+    without = [rule for rule in binfmt_d(machine) if rule.interpreter_state != m.THERE and rule.opens_interpreter]
+    culprits = {(rule.path, rule.line) for rule in without}
+    if culprits and any(NO_FILE in text for text in said) and culprits.issuperset(each[:2] for each in found):
+        evidence = [
+            f"{rule.path}:{rule.line}: {rule.name} has the interpreter {rule.interpreter}: "
+            f"{said_of(rule.interpreter_state)}"
+            for rule in without
+        ]
         advice = f"Install the interpreter, or remove the rule; then `{_start_anew(SERVICE)}`."
         if is_nixos(machine):
             # The interpreters of rules are links there, which systemd-tmpfiles makes.

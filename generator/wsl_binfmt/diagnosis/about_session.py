@@ -155,6 +155,11 @@ def cwd_barrier(machine: m.Machine) -> Optional[m.Element]:
     return refused(machine, cwd.way[:-1] if cwd.state == m.THERE else cwd.way, EXECUTE)
 
 
+def root_of_drives(conf: m.Conf) -> str:
+    """Tell below which directory WSL mounts the drives of Windows."""
+    return next((each.value for each in conf.settings if each.name == "automount.root"), "/mnt/")
+
+
 def may_be_alias(session: m.Session, path: str) -> bool:
     """Whether a file is where Windows has its app execution aliases."""
     return ALIASES in os.path.join(session.cwd.path, path)

@@ -245,7 +245,7 @@ def read_entries() -> List[m.Entry]:
     """Read the entries of the table, the newest first; raises OSError, also if the table never stands still."""
     for _ in range(10):
         listed = table.entries()
-        states: "Dict[str, str]" = {}
+        states: "Dict[str, Tuple[str, bool]]" = {}
         found = [_read_entry(name, states) for name in listed]
         # While WSLInterop is replaced, a list of before and texts of after would make no sense together.
         if table.entries() == listed:
@@ -254,8 +254,11 @@ def read_entries() -> List[m.Entry]:
     raise OSError(0, "the table changes all the time")
 
 
-def _read_entry(name: str, states: "Dict[str, str]") -> Optional[m.Entry]:
-    """Read an entry; None if there is none. states: of interpreters, as far as they have been looked at."""
+def _read_entry(name: str, states: "Dict[str, Tuple[str, bool]]") -> Optional[m.Entry]:
+    """Read an entry; None if there is none.
+
+    states: of interpreters, as far as they have been looked at, each with whether it is a link to /init.
+    """
     entry = table.read(name)
     try:
         since = os.stat(f"{table.DIRECTORY}/{name}").st_mtime
@@ -265,7 +268,8 @@ def _read_entry(name: str, states: "Dict[str, str]") -> Optional[m.Entry]:
         return None
     interpreter = os.fsdecode(entry.interpreter)
     if interpreter not in states:
-        states[interpreter] = executable(interpreter)
+        is_link = interpreter != interop.INIT and os.path.realpath(interpreter) == interop.INIT
+        states[interpreter] = executable(interpreter), is_link
     return m.Entry(
         name=name,
         enabled=entry.enabled,
@@ -276,8 +280,8 @@ def _read_entry(name: str, states: "Dict[str, str]") -> Optional[m.Entry]:
         mask=entry.mask.hex() if entry.mask is not None else None,
         extension=os.fsdecode(entry.extension) if entry.extension is not None else None,
         since=since,
-        interpreter_state=states[interpreter],
-        is_link_to_init=interpreter != interop.INIT and os.path.realpath(interpreter) == interop.INIT,
+        interpreter_state=states[interpreter][0],
+        is_link_to_init=states[interpreter][1],
     )
 
 

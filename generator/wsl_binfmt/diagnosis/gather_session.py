@@ -175,15 +175,10 @@ def find_in_path(name: str, path: List[str]) -> Optional[str]:
     return next((each for each in there if os.access(each, os.X_OK)), there[0] if there else None)
 
 
-def root_of_drives(conf: m.Conf) -> str:
-    """Tell below which directory WSL mounts the drives of Windows."""
-    return next((each.value for each in conf.settings if each.name == "automount.root"), "/mnt/")
-
-
 def drives(conf: m.Conf, mounts: List[m.Mount]) -> List[str]:
     """List the drives of Windows, and what may be one."""
     found = [mount.target for mount in mounts if "aname=drvfs" in ";".join(mount.options) or mount.kind == "drvfs"]
-    found += glob.glob(os.path.join(glob.escape(root_of_drives(conf)), "*", ""))
+    found += glob.glob(os.path.join(glob.escape(about_session.root_of_drives(conf)), "*", ""))
     return list(dict.fromkeys(drive.rstrip("/") for drive in found))
 
 
@@ -215,7 +210,9 @@ def read_program(asked: str, conf: m.Conf, session: m.Session, mounts: List[m.Mo
     in_path = asked if "/" in asked else find_in_path(asked, session.path)
     path = find(asked, conf, session, mounts) if in_path or not os.path.isfile(asked) else f"./{asked}"
     if path is None:
-        places = (m.Place(each, searchable(each)) for each in (root_of_drives(conf), *drives(conf, mounts)))
+        places = (
+            m.Place(each, searchable(each)) for each in (about_session.root_of_drives(conf), *drives(conf, mounts))
+        )
         unseen = next((each for each in places if each.state not in (m.THERE, m.GONE)), m.Place(asked, m.GONE))
         return m.Program(asked, unseen, is_in_path=False)
     found = m.Program(asked, place(path, mounts), is_in_path=in_path is not None)
@@ -241,14 +238,14 @@ def _read_start(found: m.Program, path: str, session: m.Session) -> m.Program:
     """Read how a file begins, and which interpreter or loader it names."""
     try:
         with open(path, "rb") as file:
-            script = file.read(SCRIPT_MAX)
-            start = script[:START_MAX]
+            start = file.read(START_MAX)
+            is_script = start.startswith(b"#!")
+            names_exe = is_script and b".exe" in start + file.read(SCRIPT_MAX)
     except OSError:
         return found._replace(start="" if about_session.may_be_alias(session, path) else None)
     interpreter = _loader(start) if start.startswith(b"\x7fELF") else ""
     has_stub_loader = bool(interpreter) and "-stub-ld" in os.path.realpath(interpreter)
-    names_exe = start.startswith(b"#!") and b".exe" in script
-    if start.startswith(b"#!"):
+    if is_script:
         line = os.fsdecode(start[2:INTERPRETER_MAX].partition(b"\n")[0]).strip(" \t")
         interpreter, *arguments = re.split("[ \t]+", line, maxsplit=1)
         if os.path.basename(interpreter) == "env" and arguments:

@@ -72,13 +72,15 @@ class Rule(NamedTuple):
 
     @property
     def interpreter(self) -> str:
-        """The interpreter; "" if the text is not that of a rule."""
-        return (self.text.split(self.text[:1]) + [""] * 7)[6] if self.text else ""
+        """The interpreter; "" if the kernel would refuse the rule."""
+        entry = self.entry()
+        return os.fsdecode(entry.interpreter) if entry else ""
 
     @property
-    def flags(self) -> str:
-        """The flags; "" if there are none."""
-        return (self.text.split(self.text[:1]) + [""] * 8)[7] if self.text else ""
+    def opens_interpreter(self) -> bool:
+        """Whether the kernel opens the interpreter when the rule is registered: the flag F."""
+        entry = self.entry()
+        return entry is not None and b"F" in entry.flags
 
     def entry(self) -> Optional[table.Entry]:
         """Make the entry; None if the kernel would refuse the rule."""
