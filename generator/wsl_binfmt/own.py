@@ -71,7 +71,10 @@ class OwnEntries:
         self._invocations = {service: active and "reloaded" for service, active in self._invocations.items()}
 
     def notice(self, entries: "dict[str, int]", now: float, *, changed: bool) -> bool:
-        """See what is gone since the last look; returns whether the table was wiped. changed: whether it may have."""
+        """See what is gone since the last look. changed: whether the table may have changed.
+
+        Returns whether the table was wiped, and nothing was registered since.
+        """
         before, self._before = self._before, entries
         if before == entries and not changed:
             return False
@@ -89,7 +92,8 @@ class OwnEntries:
         again = [name for name in self._lost if name in entries and name in self._known]
         self._own.update({name: (UNREAD, True, self._known[name][0]) for name in again})
         self._lost = [name for name in self._lost if name not in entries]
-        return wiped
+        # A start of systemd-binfmt.service that replaces each entry looks like a wipe, and is about to register more.
+        return wiped and all(map(interop.is_ours, entries))
 
     def look(self, entries: "dict[str, int]", now: float) -> float:
         """Do what is to be done, after notice(); returns when to look again, 0 for never. Raises OSError."""

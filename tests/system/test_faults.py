@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import faults
-from bed import SLOWNESS, TABLE
+from bed import SLOWNESS, TABLE, WSL_INTEROP
 from checks import briefly, eventually, quiet, right
 
 if TYPE_CHECKING:
@@ -120,6 +120,19 @@ def test_the_watch_is_out_of_memory(vm: Vm, boot: Boot) -> None:
     eventually(lambda: right(vm) and distro.interop() and "x" in vm.names())
     assert distro.wait_until_up() == "running"
     assert "Traceback" not in distro.journal(WATCH)
+
+
+def test_the_watch_is_late(vm: Vm, boot: Boot) -> None:
+    """A start that has replaced each entry before the watch looks is no wipe, and may go on to register WSLInterop."""
+    distro = boot(vm)
+    eventually(lambda: quiet(distro))
+    distro.run("kill", "-STOP", main_pid(distro))
+    distro.run("/usr/lib/systemd/systemd-binfmt", "/usr/lib/binfmt.d/qemu-aarch64.conf")
+    vm.write("WSLInterop", "-1")
+    distro.run("kill", "-CONT", main_pid(distro))
+    eventually(lambda: vm.entry("WSLInterop-temporary"))
+    vm.register(WSL_INTEROP)
+    eventually(lambda: right(vm))
 
 
 def test_systemctl_hangs(vm: Vm, boot: Boot) -> None:

@@ -189,6 +189,19 @@ def test_override(distro: Distro) -> None:
     assert distro.look()[0] == []
 
 
+def test_a_service_that_replaces_each_entry(distro: Distro) -> None:
+    """Its start is not taken for a wipe: it is about to register WSLInterop, and would fail if it were there."""
+    distro.rule(QEMU)
+    distro.add(QEMU)
+    distro.settle()
+    distro.drop("qemu-arm")
+    distro.add(QEMU)
+    distro.drop("WSLInterop")
+    assert distro.look()[0] == [("register", TEMPORARY)]
+    distro.add(WSL)
+    assert distro.look()[0] == [(interop.TEMPORARY, b"-1")]
+
+
 def test_rival_while_waiting(distro: Distro) -> None:
     """A temporary entry that is outranked is not waited with, nor removed before WSLInterop is there."""
     distro.drop("WSLInterop")
