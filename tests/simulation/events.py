@@ -41,6 +41,8 @@ RIVALS = [
     b":DOSWin:E::exe::/usr/bin/wine:",
     rb":mono:M::MZ\x90:\xff\xff\x00:/usr/bin/mono:",
 ]
+# What a file of binfmt.d may say. Many have been advised to have the last one.
+RULES = [*OWN, *RIVALS, actors.OVERRIDE]
 CONTAINER = [rule.replace(b"/usr/bin/", b"/usr/local/bin/").replace(b":OCF", b":F") for rule in OWN[:2]]
 REFUSED = b":bad:M::::/bin/true:"
 

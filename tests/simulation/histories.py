@@ -60,9 +60,7 @@ class History:
         """Say what is to happen, a line each."""
         lines = []
         for number, (kind, generation, *own) in enumerate(self.distros):
-            names = [
-                [actors.name_of((events.OWN + events.RIVALS)[rule]) for rule in rules_of_one] for rules_of_one in own
-            ]
+            names = [[actors.name_of(events.RULES[rule]) for rule in rules_of_one] for rules_of_one in own]
             rules = f"binfmt.d: {' '.join(names[0]) or 'none'}, binfmt-support: {' '.join(names[1]) or 'none'}"
             lines.append(f"distro {LETTERS[number]}: {kind}, WSL {generation}, {rules}")
         return [*lines, *map(str, self.events)]
@@ -76,6 +74,9 @@ def draw(seed: str, kinds: Collection[str] = ()) -> History:
         of_binfmt_d = drawn.sample(range(len(events.OWN)), drawn.randrange(4))
         if drawn.random() < 0.15:
             of_binfmt_d.append(len(events.OWN) + drawn.randrange(len(events.RIVALS)))
+        # By a seed of its own, so that all else is drawn as before.
+        if random.Random(f"{seed} {number}").random() < 0.15:
+            of_binfmt_d.append(events.RULES.index(actors.OVERRIDE))
         of_update_binfmts = drawn.sample(range(len(events.OWN)), drawn.choice((0, 0, 0, 1, 2)))
         share = 0.5 if number == 0 else drawn.random()
         kind = world.WITHOUT if share >= 0.7 else world.WITHOUT_INTEROP if share < 0.1 else world.PROTECTED
@@ -102,7 +103,7 @@ def simulate(history: History, *, verbose: bool = False) -> Simulation:
     for number, (kind, generation, of_binfmt_d, of_update_binfmts) in enumerate(history.distros):
         distro = world.Distro(number, kind, generation)
         for rule in of_binfmt_d:
-            events.add_rule(distro, (events.OWN + events.RIVALS)[rule])
+            events.add_rule(distro, events.RULES[rule])
         for rule in of_update_binfmts:
             distro.files[f"/var/lib/binfmts/{actors.name_of(events.OWN[rule])}"] = world.file_of_update_binfmts(
                 events.OWN[rule]

@@ -245,7 +245,7 @@ class Promises:
     def _refused(self, actor: Actor, name: str) -> None:
         """A registration of another program fails since the name is there."""
         entry, now = self._table.get(name), self._simulation.now
-        if not entry or not entry.by or is_ours(name) != (actor.name[:8] == "override"):
+        if not entry or not entry.by:
             return
         if entry.born < actor.last_write:
             return  # what it removed was another entry of that name
