@@ -90,7 +90,7 @@ class Interop:
         self._others: "set[int]" = set()
 
     def look(self, entries: "dict[str, int]", now: float, *, wiped: bool = True) -> "Plan":
-        """Decide what is to be done. wiped: whether all entries are gone that were there before, with nothing since."""
+        """Decide what is to be done. wiped: whether all entries are gone that were there before."""
         wsl = table.read(NAME)
         if wiped or bool(wsl) != self._was_there:
             self._until = 0.0 if wiped or wsl else now + PATIENCE

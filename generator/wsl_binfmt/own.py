@@ -45,6 +45,7 @@ class OwnEntries:
         # have not started again within a second.
         invocations = {service: _invocation(service) for service in rules.SERVICES}
         self._invocations: "dict[str, str]" = {**invocations, **saved.get("invocations", {})}
+        self._started = -SECOND  # when one was seen to have started
         self._stopped: "dict[str, float]" = {}
         self._ended: "set[str]" = saved.get("ended", set())
         self._known = rules.read()
@@ -71,10 +72,7 @@ class OwnEntries:
         self._invocations = {service: active and "reloaded" for service, active in self._invocations.items()}
 
     def notice(self, entries: "dict[str, int]", now: float, *, changed: bool) -> bool:
-        """See what is gone since the last look. changed: whether the table may have changed.
-
-        Returns whether the table was wiped, and nothing was registered since.
-        """
+        """See what is gone since the last look; returns whether the table was wiped. changed: whether it may have."""
         before, self._before = self._before, entries
         if before == entries and not changed:
             return False
@@ -92,8 +90,10 @@ class OwnEntries:
         again = [name for name in self._lost if name in entries and name in self._known]
         self._own.update({name: (UNREAD, True, self._known[name][0]) for name in again})
         self._lost = [name for name in self._lost if name not in entries]
-        # A start of systemd-binfmt.service that replaces each entry looks like a wipe, and is about to register more.
-        return wiped and all(map(interop.is_ours, entries))
+        if wiped and (self.services_have_changed() or now < self._started + SECOND):
+            # The service may have replaced each entry, and be about to register WSLInterop.
+            return all(map(interop.is_ours, entries))
+        return wiped
 
     def look(self, entries: "dict[str, int]", now: float) -> float:
         """Do what is to be done, after notice(); returns when to look again, 0 for never. Raises OSError."""
@@ -137,6 +137,7 @@ class OwnEntries:
             if invocation not in ("", before):
                 self._known = rules.read()
                 self._remove_old(service, now)
+                self._started = now
             self._invocations[service] = invocation
             if service in self._stopped and now >= self._stopped[service] + SECOND:
                 # A failed start has registered all rules but the refused one. While asking, one may start.

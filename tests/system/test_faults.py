@@ -127,7 +127,7 @@ def test_the_watch_is_late(vm: Vm, boot: Boot) -> None:
     distro = boot(vm)
     eventually(lambda: quiet(distro))
     distro.run("kill", "-STOP", main_pid(distro))
-    distro.run("/usr/lib/systemd/systemd-binfmt", "/usr/lib/binfmt.d/qemu-aarch64.conf")
+    distro.systemctl("restart", "systemd-binfmt.service")
     vm.write("WSLInterop", "-1")
     distro.run("kill", "-CONT", main_pid(distro))
     eventually(lambda: vm.entry("WSLInterop-temporary"))

@@ -194,12 +194,24 @@ def test_a_service_that_replaces_each_entry(distro: Distro) -> None:
     distro.rule(QEMU)
     distro.add(QEMU)
     distro.settle()
-    distro.drop("qemu-arm")
+    for has_looked in False, True:
+        distro.rule(QEMU)
+        if has_looked:
+            distro.look(changed=False)
+        distro.drop("qemu-arm")
+        distro.add(QEMU)
+        distro.drop("WSLInterop")
+        assert distro.look(0.9)[0] == [("register", TEMPORARY)]
+        distro.add(WSL)
+        assert distro.look()[0] == [(interop.TEMPORARY, b"-1")]
+        distro.settle()
+    distro.write("status", b"-1")
+    assert distro.look(0.1)[0] == [("register", WSL)]
+    distro.settle()
+    # A start long ago is none.
+    distro.write("status", b"-1")
     distro.add(QEMU)
-    distro.drop("WSLInterop")
-    assert distro.look()[0] == [("register", TEMPORARY)]
-    distro.add(WSL)
-    assert distro.look()[0] == [(interop.TEMPORARY, b"-1")]
+    assert distro.look(1.1)[0] == [("register", WSL)]
 
 
 def test_rival_while_waiting(distro: Distro) -> None:
