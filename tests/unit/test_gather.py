@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -348,3 +349,32 @@ def test_fragment(monkeypatch: pytest.MonkeyPatch, target: str | None, expected:
     monkeypatch.setattr(os.path, "realpath", lambda path: target or path)
     (unit,) = (gather_systemd.parse_units("Id=x.service\nFragmentPath=/etc/x\n") or {}).values()
     assert unit.fragment == expected.format(target)
+
+
+@pytest.mark.parametrize(
+    ("number", "seccomp", "expected"), [(1, 0, True), (97, 2, True), (97, 0, False), (24, 2, False)]
+)
+def test_sandbox(monkeypatch: pytest.MonkeyPatch, number: int, seccomp: int, expected: bool) -> None:
+    """A filter of system calls refuses a family of sockets by either error; a kernel without it only by one."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(gather_session, "read_file", lambda _path: f"Name:\tx\nSeccomp:\t{seccomp}\n")
+    monkeypatch.setattr(socket, "socket", refuse)
+    assert gather_session._sandbox() == (f"socket(AF_VSOCK): {os.strerror(number)}" if expected else "")
+
+
+def test_link_that_only_windows_understands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Such as one to a network share. realpath() raises its error up to Python 3.12."""
+    link = tmp_path / "nas"
+    link.symlink_to("share")
+
+    def refuse(path: str, *_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path, "realpath", refuse)
+        patch.setattr(os, "stat", lambda path: refuse(path) if path.startswith(str(link)) else os.lstat(path))
+        found = gather_session.place(f"{link}/tool.exe", [])
+    assert (found.state, found.way[-1].path, found.ends_in_link) == ("Input/output error", str(tmp_path), True)

@@ -147,7 +147,7 @@ def exe_not_executable(machine: m.Machine) -> Iterator[Found]:
         if not place.way or _unmounted_drive(machine):
             return
         barrier = [f"the last directory that can be seen is {describe(place.way[-1])}"]
-        advice = DRIVE_BROKEN if place.state in BROKEN and is_of_windows(place) else ""
+        advice = _why_unseen(place) if place.state in BROKEN and is_of_windows(place) else ""
         yield Found(barrier, advice=advice, summary=f"{path} cannot be looked at: {said_of(place.state)}.")
     elif program.kind != "file":
         evidence = ["it is a directory"] if program.kind == "directory" else []
@@ -165,6 +165,17 @@ def exe_not_executable(machine: m.Machine) -> Iterator[Found]:
             yield Found(_evidence(program), advice=advice, summary=summary)
         else:
             yield Found(_evidence(program), _make_executable(machine, program), summary=summary)
+
+
+def _why_unseen(place: m.Place) -> str:
+    """Tell why a file on a drive of Windows cannot be looked at."""
+    if not place.ends_in_link:
+        return DRIVE_BROKEN
+    last = place.way[-1].path
+    return (
+        f"A link of Windows in {last} leads where WSL cannot follow, as to a network share: mount that share, "
+        "`sudo mount -t drvfs '\\\\SERVER\\SHARE' DIRECTORY`."
+    )
 
 
 def _lets_all_execute(program: m.Program) -> bool:
@@ -213,7 +224,7 @@ def _on_a_drive(machine: m.Machine, program: m.Program, mount: m.Mount) -> Found
 
 @problem(ERROR, FILE)
 def exe_not_for_default_user(machine: m.Machine) -> Iterator[Found]:
-    """Windows may not read the program: it ends with "Permission denied".
+    """Windows may not read the program: it ends with "Invalid argument", or "Permission denied".
 
     Windows opens a program in the Linux file system as the distro's default
     user, no matter which user runs it. `default=` under [user] in /etc/wsl.conf
@@ -319,7 +330,8 @@ def app_execution_alias(machine: m.Machine) -> Iterator[Found]:
     """The file is an app execution alias of Windows, which Linux sees as empty.
 
     Programs of the Microsoft Store, such as python.exe and wt.exe, are links
-    below Microsoft/WindowsApps that only Windows understands.
+    below Microsoft/WindowsApps that only Windows understands. Since its build
+    20190, Windows shows them to Linux as files that start.
 
     Start the program by `cmd.exe /c NAME`.
     """

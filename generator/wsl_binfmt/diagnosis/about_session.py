@@ -54,6 +54,21 @@ def _advice(machine: m.Machine) -> str:
 
 
 @problem(ERROR, WINDOWS)
+def sandboxed(machine: m.Machine) -> Iterator[Found]:
+    """A sandbox forbids the sockets by which /init reaches Windows.
+
+    Windows calls /init back through a socket of the family AF_VSOCK. A filter of
+    system calls may forbid that family, as the sandboxes of coding agents, of
+    containers, and RestrictAddressFamilies= of a service do.
+
+    Run the program outside of the sandbox. A service needs AF_UNIX and AF_VSOCK in
+    RestrictAddressFamilies=.
+    """
+    if machine.session.sandbox:
+        yield Found([machine.session.sandbox], advice="Run the program outside of the sandbox.")
+
+
+@problem(ERROR, WINDOWS)
 def no_interop_socket(machine: m.Machine) -> Iterator[Found]:
     """No socket of WSL belongs to this process: Windows programs exit with 1 and say nothing.
 
@@ -73,7 +88,9 @@ def no_interop_socket(machine: m.Machine) -> Iterator[Found]:
         "WSL_INTEROP is not set" if not session.wsl_interop else f"WSL_INTEROP={session.wsl_interop}, which is gone"
     ]
     evidence.append("no process that this one descends from has a socket in /run/WSL")
-    yield Found(evidence, _export(machine), _advice(machine))
+    # With a name that is gone, /init tries it all the same, and says so.
+    summary = "No socket of WSL belongs to this process: Windows programs exit with 1." if session.wsl_interop else ""
+    yield Found(evidence, _export(machine), _advice(machine), summary=summary)
 
 
 @problem(ERROR, WINDOWS)
@@ -99,7 +116,8 @@ def interop_socket_dead(machine: m.Machine) -> Iterator[Found]:
             yield Found([f"WSL_INTEROP={session.wsl_interop}, which is gone"], _export(machine), _advice(machine))
     elif chosen is not None and chosen.is_closed:
         summary = "This user may not use the socket that /init takes."
-        yield Found([f"{chosen.path}: permission denied"], _export(machine), _advice(machine), summary=summary)
+        advice = "WSL lets all users use /run/WSL and what is in it: see `ls -la /run/WSL`."
+        yield Found([f"{chosen.path}: permission denied"], _export(machine), advice, summary=summary)
     elif chosen is not None and chosen.is_listening is False:
         is_named = chosen.path == session.wsl_interop
         summary = "" if is_named else "Nothing listens at the socket that /init takes, as WSL_INTEROP names none."

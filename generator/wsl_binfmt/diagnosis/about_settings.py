@@ -6,6 +6,8 @@ from __future__ import annotations
 from typing import Iterator, Optional, Tuple
 
 from wsl_binfmt.diagnosis import machine as m
+from wsl_binfmt.diagnosis import subject
+from wsl_binfmt.diagnosis.about_session import is_of_windows
 from wsl_binfmt.diagnosis.problems import (
     NOTE,
     SHOWN_MAX,
@@ -51,6 +53,8 @@ KNOWN_SETTINGS = {
     "time.usewindowstimezone": True,
     "user.default": False,
 }
+# Where each of these is false, WSL serves no file of the distro to Windows, src/linux/init/config.cpp in its source.
+SERVERS = ("fileserver.enabled",), ("automount.enabled", "automount.mountfstab")
 MEANT = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 NAME_MAX = 50  # characters
 # Sections of %UserProfile%\.wslconfig on Windows.
@@ -111,6 +115,28 @@ def settings_pending(machine: m.Machine) -> Iterator[Found]:
         if found and found.boolean in meanings:
             evidence.append(f"{at_line(found.line)}: {name}={found.value}: {meanings[found.boolean]}")
     yield Found(evidence or [WSL_CONF], advice=f"The change takes effect after {TERMINATE}.")
+
+
+@problem(WARNING, WINDOWS)
+def no_file_server(machine: m.Machine) -> Iterator[Found]:
+    r"""Windows may not reach the files of this distro: "Invalid argument".
+
+    Windows opens the program and the current directory by \\wsl.localhost. WSL
+    serves these files, unless `enabled=false` is under [fileServer] in
+    /etc/wsl.conf. Many versions of WSL do not serve them either where both
+    `enabled=false` and `mountFsTab=false` are under [automount].
+
+    Programs on a drive of Windows start from a directory on such a drive.
+    """
+    place = machine.program.place if machine.program and subject.of(machine).kind == subject.WINDOWS else None
+    if is_pending(machine) or (is_of_windows(machine.session.cwd) and (place is None or is_of_windows(place))):
+        return
+    for names in SERVERS:
+        off = [each for each in (setting(machine, name) for name in names) if each and each.boolean is False]
+        if len(off) == len(names):
+            evidence = [f"{at_line(each.line)}: {each.name}={each.value}" for each in off]
+            yield Found(evidence, set_to(off[-1].line, "true"), needs_restart=True)
+            return
 
 
 @problem(WARNING)

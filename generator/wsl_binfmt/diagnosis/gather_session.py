@@ -29,6 +29,7 @@ FOLDERS = (
     "Program Files*/*",
     "Program Files*/*/bin",
     "Program Files*/*/cmd",
+    "Program Files*/Git/mingw64/bin",
     "Program Files/Docker/Docker/resources/bin",
     "Program Files/PowerShell/7",
 )
@@ -56,9 +57,22 @@ def read(conf: m.Conf) -> m.Session:
         path=path,
         is_of_sudo="SUDO_UID" in os.environ,
         has_tmux="TMUX" in os.environ,
+        sandbox=_sandbox(),
         needs_sudo=os.geteuid() != 0 or any(os.access(f"{directory}/sudo", os.X_OK) for directory in path),
     )
     return session._replace(sockets=_probe(session, list(_sockets(named))))
+
+
+def _sandbox() -> str:
+    """Tell what a sandbox refuses that /init needs: a socket by which Windows calls back."""
+    try:
+        socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM).close()
+    except OSError as e:
+        # A kernel may lack it; a filter of system calls may say so as well, as that of RestrictAddressFamilies= does.
+        has_filter = "\nSeccomp:\t2\n" in read_file("/proc/self/status")
+        if e.errno == errno.EPERM or (e.errno == errno.EAFNOSUPPORT and has_filter):
+            return f"socket(AF_VSOCK): {e.strerror}"
+    return ""
 
 
 def _sockets(named: str) -> Iterator[m.Socket]:
@@ -148,7 +162,10 @@ def read_cwd(mounts: List[m.Mount]) -> m.Place:
 
 def place(path: str, mounts: List[m.Mount]) -> m.Place:
     """Look at a path, and at all that is on the way to it."""
-    real = os.path.realpath(path)
+    try:
+        real = os.path.realpath(path)
+    except OSError:  # a link that Windows has made; Python 3.13 and later stop there instead
+        real = os.path.abspath(path)
     parts = [part for part in real.split("/") if part]
     way: List[m.Element] = []
     for number in range(len(parts) + 1):
@@ -157,7 +174,7 @@ def place(path: str, mounts: List[m.Mount]) -> m.Place:
             status = os.stat(each)
         except OSError as e:
             seen = m.TO_NOTHING if state_of(e) == m.GONE and os.path.islink(path) else state_of(e)
-            return m.Place(path, seen, way, mount_of(real, mounts))
+            return m.Place(path, seen, way, mount_of(real, mounts), os.path.islink(each))
         way.append(m.Element(each, status.st_uid, status.st_gid, status.st_mode))
     return m.Place(path, m.THERE, way, mount_of(real, mounts))
 

@@ -21,14 +21,21 @@ WARNING = "Failed to translate"  # of /init, if a path has no Windows path
 # How /init's own errors begin, on all versions of WSL.
 INIT_ERROR = re.compile(r"<3>(?:WSL|init:) \(\d+[^)]*\) ERROR: ")
 UNREADABLE = "Windows could not read it, or the current directory."
+NOT_REACHED = (
+    "Windows could not start it. It is in the Linux file system, which Windows sees as \\\\wsl.localhost: a policy "
+    "such as AppLocker may forbid programs there, or Windows does not reach it. Try a copy of it on a drive of "
+    "Windows. If the copy starts, run `wsl.exe --shutdown` on Windows. If that does not help, look into the registry: "
+    "P9NP belongs into ProviderOrder, in HKLM\\SYSTEM\\CurrentControlSet\\Control\\NetworkProvider\\Order."
+)
 # If Windows did not start a program, its message has no such prefix.
 WINDOWS_ERRORS = {
     "Invalid argument": "Windows could not start it: it is no program for this Windows, a policy such as AppLocker "
     "forbids it, or Windows cannot open it or the current directory. Try it after `cd /mnt/c`, or another drive of "
     "Windows. If it starts there, the distro's default user may not enter the directory, or Windows does not reach "
     "the files of this distro, \\\\wsl.localhost: run `wsl.exe --shutdown` on Windows.",
-    "Permission denied": "Windows refused to start it: a policy such as AppLocker forbids it, it needs an elevated "
-    "terminal, or the distro's default user may not read it.",
+    "Permission denied": "Windows refused to start it. As a rule it needs an elevated terminal, for which WSL cannot "
+    "ask: start it from one that is run as administrator. A policy such as AppLocker may forbid it as well, or the "
+    "distro's default user may not read it.",
     "No such file or directory": "Windows does not find it by the path that /init gave it.",
     "Exec format error": "It is no program for this Windows.",
     "Input/output error": UNREADABLE,
@@ -41,9 +48,16 @@ ERRORS = frozenset([*map(os.strerror, errno.errorcode), *MUSL])
 MEANINGS = {
     "accept4 failed 110": "Windows did not call back within ten seconds. Interop is off outside of this distro (by a "
     "policy, or by flags of the distro in the registry), or was off in /etc/wsl.conf when this distro started, or "
-    "hv_sock is broken. Run `wsl.exe --shutdown` on Windows, and try again.",
+    "hv_sock is broken. Older WSL fails like this if WSLENV hands over very long variables. Run `wsl.exe --shutdown` "
+    "on Windows, and try again.",
+    "(socket|connect) failed (1|97)\\b": "A sandbox forbids the sockets by which /init reaches Windows, and by which "
+    "Windows calls back (hv_sock). Run the program outside of the sandbox.",
     "[Vv]sock|socket failed": "/init could not make the connection by which Windows calls back (hv_sock). A sandbox or "
     "a container may forbid it. If it fails everywhere, run `wsl.exe --shutdown` on Windows.",
+    "connect failed 13\\b": "This user may not use the socket that /init took. WSL lets all users use /run/WSL and "
+    "what is in it: see `ls -la /run/WSL`.",
+    "connect failed 2\\b": "Nothing listens at the socket that WSL_INTEROP names: it is gone, as the terminal that it "
+    "belongs to was closed. Open a new terminal, or set WSL_INTEROP to another socket in /run/WSL.",
     "UtilConnectUnix|ConnectToInteropServer|connect failed": "Nothing listens at the socket that /init took: the "
     "terminal that it belongs to was closed. Open a new terminal, or set WSL_INTEROP to another socket in /run/WSL.",
     "current[_ ]path|getcwd|chdir": "/init could not use the current directory: it was removed, or may not be entered. "
@@ -53,7 +67,20 @@ MEANINGS = {
     "[Tt]ranslate": "/init could not make a Windows path of the current directory, of PATH or of the program.",
 }
 NO_SOCKET = "/init does so if it finds no socket, as in a service; see no-interop-socket. Try it in a new terminal."
-SILENT = "/init took a socket, and Windows gives no reason. On Windows, `cmd.exe /c exit` should end with 0: try that."
+SILENT = (
+    "/init took a socket, and Windows gives no reason. On Windows, `cmd.exe /c exit` should end with 0: try that. If "
+    "it does, WSL may have been started where Windows shows no windows, as by ssh, or by a task before the log-on: run "
+    "`wsl.exe --shutdown`, and start the distro in a terminal of Windows."
+)
+HANGS = "Windows is very busy, or hangs. If it does each time, run `wsl.exe --shutdown` on Windows, or restart Windows."
+HANGS_IN_LINUX = "Try it after `cd /mnt/c`. If it starts there, Windows does not reach the files of this distro."
+# The low bytes of what Windows gives as the exit status if it cannot load a program, an NTSTATUS.
+NOT_LOADED = {
+    53: "as a program does if Windows does not find a DLL of it (0xC0000135): a DLL has to be beside the program, or "
+    "in a folder of Windows' PATH",
+    57: "as a program does that has the wrong version of a DLL (0xC0000139)",
+    66: "as a program does if Windows cannot make a window for it (0xC0000142), as in a session of ssh",
+}
 NO_32_BIT = "This kernel runs no 32-bit programs: it needs CONFIG_IA32_EMULATION, as WSL's own kernel has it."
 OTHERWISE = "This is an error of WSL's /init; the number at its end is that of errno(3)."
 
@@ -123,7 +150,7 @@ def outcome(machine: m.Machine) -> Optional[Outcome]:
     handler = about.handler if about.is_ordinary else None
     ended = f"it ended with the exit status {launched.status}"
     if said:
-        return Outcome(path, False, "windows", said, explain(path, said))
+        return Outcome(path, False, "windows", said, explain(path, said, machine.program))
     if launched.status is not None and handler and not (handles_windows(handler) and "P" in handler.flags):
         return Outcome(path, None, "", f"{ended}, by {handler.name}, not as WSL starts it")
     if launched.status == 0:
@@ -131,7 +158,8 @@ def outcome(machine: m.Machine) -> Optional[Outcome]:
     if launched.status is None:
         waited = f"it has not ended after {LAUNCH_MAX:.0f} seconds"
         if launched.is_ours:
-            return Outcome(path, False, "windows", waited, "Windows is very busy, or hangs: try another time.")
+            is_in_linux = not about_session.is_of_windows(machine.session.cwd)
+            return Outcome(path, False, "windows", waited, f"{HANGS} {HANGS_IN_LINUX}" if is_in_linux else HANGS)
         return Outcome(path, None, "", f"{waited}, and /init has said nothing: it seems to run")
     has_socket = about_session.chosen_socket(machine) is not None
     if launched.is_ours:
@@ -142,6 +170,8 @@ def outcome(machine: m.Machine) -> Optional[Outcome]:
         return Outcome(path, None, "", f"{ended}, as a shell does if it cannot start a program")
     if launched.status == 1 and not has_socket and about.is_for_windows:
         return Outcome(path, None, "", f"{ended}, as /init does if it finds no socket, and as a program may")
+    if launched.status in NOT_LOADED and about.kind == subject.WINDOWS:
+        return Outcome(path, None, "", f"{ended}, {NOT_LOADED[launched.status]}; it may be its own as well")
     return Outcome(path, True, "", ended)
 
 
@@ -166,9 +196,12 @@ def _of_kernel(machine: m.Machine, launched: m.Launch) -> Outcome:
     return Outcome(launched.program, False, "file", f"the kernel does not execute it ({text})", meaning)
 
 
-def explain(path: str, said: str) -> str:
-    """Explain a message of /init or of Windows in a sentence or two."""
+def explain(path: str, said: str, program: Optional[m.Program] = None) -> str:
+    """Explain a message of /init or of Windows in a sentence or two. program: that was launched; None for cmd.exe."""
     error = _error_of_windows(path, said)
+    is_in_linux = program is not None and program.place.mount and not about_session.is_of_windows(program.place)
+    if error == "Invalid argument" and is_in_linux:
+        return NOT_REACHED
     if error:
         return WINDOWS_ERRORS.get(error, "Windows did not start it, and gives that as the reason.")
     return next((meaning for pattern, meaning in MEANINGS.items() if re.search(pattern, said)), OTHERWISE)

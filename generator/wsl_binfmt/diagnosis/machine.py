@@ -227,6 +227,7 @@ class Place(NamedTuple):
     state: str = THERE
     way: List[Element] = []
     mount: Optional[Mount] = None
+    ends_in_link: bool = False  # whether what cannot be looked at is a link
 
 
 class Socket(NamedTuple):
@@ -255,6 +256,7 @@ class Session(NamedTuple):
     path: List[str] = []
     is_of_sudo: bool = False
     has_tmux: bool = False
+    sandbox: str = ""  # what of the sockets by which /init reaches Windows is refused to this process
     needs_sudo: bool = True  # for what only root may do; root without sudo does not
 
 

@@ -44,6 +44,10 @@ def as_text(machine: m.Machine, found: Diagnosis, paint: Paint, *, verbose: bool
     if found.launch and found.launch.started is not False:
         lines.append(f"  launched        {safe(found.launch.program)}: {safe(found.launch.detail)}")
     if not found.is_elsewhere:
+        program = machine.program
+        # PATH may lead elsewhere than the user thinks.
+        if program and program.is_in_path and program.place.state == m.THERE and "/" not in program.asked:
+            lines.append(f"  is at           {safe(program.place.path)}")
         lines += _handler(machine, found, verbose)
         lines += ["", *_protection(machine, paint, verbose)]
     for each in found.problems:
