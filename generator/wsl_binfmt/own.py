@@ -13,7 +13,9 @@ from wsl_binfmt import TYPE_CHECKING, interop, rules, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
-    from typing import Any
+    from typing import Any, Tuple
+
+    Maker = Tuple[str, bytes]  # a service, and its rule
 
 LEAVING = "wsl-binfmt-leaving-"
 # It matches no file, see interop.PLACEHOLDER.
@@ -36,10 +38,11 @@ class OwnEntries:
         self.mark = f"{LEAVING}{posix.stat('/proc/self/ns/pid').st_ino}"  # no two distros have the same PID namespace
         self._before: "dict[str, int]" = saved.get("entries", {})  # as of the last look
         # The own entries: inode, whether it is enabled, and its service and rule.
-        self._own: "dict[str, tuple[int, bool, tuple[str, bytes]]]" = saved.get("own", {})
+        self._own: "dict[str, tuple[int, bool, Maker]]" = saved.get("own", {})
         self._first_change = self._last_change = 0.0  # since the table had settled
-        self._lost: "list[str]" = []  # entries to register when the table has settled
-        self._gone: "dict[str, float]" = {}  # entries to register if another distro leaves, and when they were removed
+        self._lost: "dict[str, Maker]" = {}  # entries to register when the table has settled
+        # Entries to register if another distro leaves, and when they were removed.
+        self._gone: "dict[str, tuple[Maker, float]]" = {}
         self._marks: "dict[int, float]" = {}  # inodes, and when each was seen first
         # As of the last look at the services: their invocation IDs; those that have stopped, and when; and those that
         # have not started again within a second.
@@ -80,16 +83,16 @@ class OwnEntries:
         is_any_left = any(entries.get(name) == inode for name, inode in before.items())
         # If there was only WSLInterop, its loss is not a wipe.
         wiped = not is_any_left and not all(map(interop.is_ours, {**before, **self._own}))
-        gone = [name for name, (_, enabled, _) in self._own.items() if enabled and name not in entries]
+        gone = {name: maker for name, (_, enabled, maker) in self._own.items() if enabled and name not in entries}
         if wiped:
-            self._lost += gone
+            self._lost.update(gone)
         else:
-            self._gone.update(dict.fromkeys(gone, now))
+            self._gone.update({name: (maker, now) for name, maker in gone.items()})
         self._own = {name: own for name, own in self._own.items() if name in entries}
         # What is registered again is own until it has been read: if it goes before, it is lost or removed anew.
-        again = [name for name in self._lost if name in entries and name in self._known]
-        self._own.update({name: (UNREAD, True, self._known[name][0]) for name in again})
-        self._lost = [name for name in self._lost if name not in entries]
+        again = {name: maker for name, maker in self._lost.items() if name in entries and name in self._known}
+        self._own.update({name: (UNREAD, True, maker) for name, maker in again.items()})
+        self._lost = {name: maker for name, maker in self._lost.items() if name not in entries}
         if wiped and (self.services_have_changed() or now < self._started + SECOND):
             # The service may have replaced each entry, and be about to register WSLInterop.
             return all(map(interop.is_ours, entries))
@@ -114,10 +117,10 @@ class OwnEntries:
         """Mark for registration what a leaving distro has removed. Remove its mark after a second."""
         marks = {name: inode for name, inode in entries.items() if name.startswith(LEAVING)}
         self._marks = {inode: self._marks.get(inode, now) for inode in marks.values()}
-        gone = {name: since for name, since in self._gone.items() if now < since + SECOND}
-        self._gone = {name: since for name, since in gone.items() if name not in entries}
+        gone = {name: (maker, since) for name, (maker, since) in self._gone.items() if now < since + SECOND}
+        self._gone = {name: each for name, each in gone.items() if name not in entries}
         if self._gone and marks.keys() - {self.mark}:
-            self._lost += self._gone
+            self._lost.update({name: maker for name, (maker, _) in self._gone.items()})
             self._gone = {}
             self._first_change = self._last_change = now
         for name, inode in marks.items():
@@ -155,7 +158,7 @@ class OwnEntries:
         if old:
             self._remove({name: inode for name, (inode, _, _) in old.items()})
             # update-binfmts has passed over the name of a rule that has changed.
-            self._lost += [name for name, (_, enabled, _) in old.items() if enabled]
+            self._lost.update({name: maker for name, (_, enabled, maker) in old.items() if enabled})
             # The table settles anew, even in a storm: the list of this look still has what was removed.
             self._first_change = self._last_change = now
 
@@ -185,8 +188,9 @@ class OwnEntries:
     def _bring_back(self) -> None:
         """Register what is lost and has a rule."""
         registered = []
-        for name in self._lost:
-            maker = next((maker for maker in self._known.get(name, []) if maker[0] not in self._ended), None)
+        for name, before in self._lost.items():
+            known = [maker for maker in self._known.get(name, []) if maker[0] not in self._ended]
+            maker = before if before in known else next(iter(known), None)
             try:
                 if maker and not _is_for_this_program(maker[1]):
                     table.register(maker[1])
@@ -196,7 +200,7 @@ class OwnEntries:
                 pass
             except OSError as e:
                 self._tell(f"cannot register {name} again: {e.strerror}")
-        self._lost = []
+        self._lost = {}
         if registered:
             self._tell(f"own entries were lost: registered {', '.join(registered)} again", repair=True)
 

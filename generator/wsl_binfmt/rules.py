@@ -21,9 +21,10 @@ FILE_MAX = 1 << 20  # bytes
 
 
 def read() -> "dict[str, Makers]":
-    """Read the rules of this distro: for each name of an entry what makes it."""
+    """Read the rules of this distro: for each name of an entry what makes it, first what counts of several."""
     found: "dict[str, Makers]" = {}
-    rules = [(SYSTEMD_BINFMT, rule) for _, _, rule in rules_of_binfmt_d()]
+    # systemd-binfmt replaces an entry by the next rule of its name.
+    rules = [(SYSTEMD_BINFMT, rule) for _, _, rule in reversed([*rules_of_binfmt_d()])]
     for service, rule in rules + [(BINFMT_SUPPORT, rule) for rule in rules_of_update_binfmts()]:
         try:
             name = table.parse_rule(rule)[0]

@@ -97,8 +97,8 @@ FAULTS = [
     Fault(
         "a disabled own entry comes back enabled",
         "own",
-        "if enabled and name not in entries]",
-        "if name not in entries]",
+        "if enabled and name not in entries}",
+        "if name not in entries}",
     ),
     Fault("a stop is not saved", "own", 'dict.fromkeys(self._stopped, "stopped")', "{}", ("stop", "kill watch")),
     Fault(

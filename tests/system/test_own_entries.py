@@ -40,6 +40,18 @@ def gone(vm: Vm, *names: str, seconds: float = 2) -> None:
     eventually(lambda: not set(names) & set(vm.names()), seconds)
 
 
+def test_the_last_rule_of_a_name(vm: Vm, boot: Boot) -> None:
+    """It is what systemd-binfmt registers, and what comes back."""
+    rules = {"/etc/binfmt.d/z.conf": ":y:M::zzzz::/bin/true:\n", X: ":y:M::xxxx::/bin/true:\n"}
+    distro = boot(vm, files={**OURS, **rules})
+    eventually(lambda: quiet(distro))
+    before = vm.entry("y")
+    vm.write("status", "-1")
+    eventually(lambda: vm.entry("y"))
+    assert vm.entry("y") == before
+    assert "7a7a7a7a" in str(before)
+
+
 @pytest.mark.kernel
 def test_they_end_with_the_service(few_vm: Vm, boot: Boot) -> None:
     """The own entries are removed when it stops. Other entries stay, also one by the name of a rule."""

@@ -74,6 +74,12 @@ class Distro(kernel.Table):
         if starts:
             link.symlink_to(str(self.now))
 
+    def rule_of_update_binfmts(self, name: str, text: bytes) -> None:
+        """Have a rule of update-binfmts(8), and binfmt-support.service started."""
+        (self._directory / "none").mkdir()
+        (self._directory / "none" / name).write_bytes(text)
+        (self._directory / f"invocation:{rules.BINFMT_SUPPORT}").symlink_to("1")
+
     def wins(self, start: bytes, extension: bytes = b"") -> str:
         """Tell which entry handles a file."""
         return str(self.handler(start, extension))
@@ -314,6 +320,47 @@ def test_own_entries(distro: Distro) -> None:
     distro.drop("qemu-arm")
     distro.settle()
     assert distro.names == ["x", "WSLInterop"]
+
+
+def test_which_of_several_rules_comes_back(distro: Distro) -> None:
+    """That which had made the entry, if there still is such a rule; or else the last one, as systemd-binfmt has it."""
+    other = QEMU.replace(b"/usr/bin/", b"/opt/")
+    distro.rule(other + b"\n" + QEMU)
+    for made, comes_back in (QEMU, QEMU), (other, other), (QEMU.replace(b"/usr/bin", b"/usr/local/bin"), None):
+        distro.write("qemu-arm", b"-1") if "qemu-arm" in distro.names else None
+        distro.add(made)
+        distro.settle()
+        distro.write("status", b"-1")
+        distro.look()
+        distro.look()
+        expected = [("register", comes_back)] if comes_back else []
+        assert distro.look(QUIET + 0.001, changed=False)[0] == expected
+    distro.rule(QEMU)
+    distro.add(QEMU)
+    distro.settle()
+    distro.write("status", b"-1")
+    distro.look()
+    distro.look()
+    distro.rule(other + b"\n" + other.replace(b"/opt/", b"/opt/last/"))
+    assert distro.look(QUIET + 0.001, changed=False)[0] == [("register", other.replace(b"/opt/", b"/opt/last/"))]
+
+
+def test_run_detectors(distro: Distro) -> None:
+    """What binfmt-support has registered in place of an interpreter comes back as it was."""
+    rule = b":jar:M::PK\\x03\\x04::/usr/bin/jarwrapper:"
+    with_detector = rule.replace(b"/usr/bin/jarwrapper", rules.RUN_DETECTORS)
+    distro.rule_of_update_binfmts(
+        "jar", b"jar\nmagic\n0\nPK\\x03\\x04\n\n/usr/bin/jarwrapper\n/usr/bin/jardetector\n\n\n\n"
+    )
+    distro.add(with_detector)
+    distro.settle()
+    distro.write("status", b"-1")
+    distro.look()
+    distro.look()
+    writes = distro.look(QUIET + 0.001, changed=False)[0]
+    assert [(name, table.parse_rule(data)[1].says()) for name, data in writes] == [
+        ("register", table.parse_rule(with_detector)[1].says())
+    ]
 
 
 def test_stopped_service(distro: Distro) -> None:
