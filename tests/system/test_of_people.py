@@ -103,6 +103,18 @@ def test_apes_unit_does_not_fail(few_vm: Vm, boot: Boot) -> None:
         distro.shutdown()
 
 
+def test_a_unit_that_registers_more(few_vm: Vm, boot: Boot) -> None:
+    """WSLInterop is there, and the next line counts all the same."""
+    unit = next(path for path in bed.APE if path.endswith("/system/cosmo-binfmt.service"))
+    files = {**bed.APE, unit: bed.APE[unit].replace("ExecStart=", f"{REGISTER}ExecStart=")}
+    for _ in range(2):
+        distro = boot(few_vm, files=files)
+        assert distro.wait_until_up() == "running"
+        assert right(few_vm)
+        assert "APE" in few_vm.names()
+        distro.shutdown()
+
+
 @pytest.mark.parametrize("line", [REGISTER, REGISTER.replace("Start=", "StartPost=")], ids=["start", "start-post"])
 def test_a_copy_of_the_service(vm: Vm, boot: Boot, line: str) -> None:
     """As `systemctl edit --full` makes one, that registers WSLInterop as well."""

@@ -84,6 +84,8 @@ REGISTERS = "[Service]\nExecStartPost=/bin/sh -c 'echo :WSLInterop:M::MZ::/init:
         ("[Service]\nExecStopPost=/bin/echo :WSLInterop:\n", False),
         (REGISTERS.replace("echo", "[ -e /proc/sys/fs/binfmt_misc/WSLInterop ] || echo"), False),
         (REGISTERS.replace("echo", "test -f /proc/sys/fs/binfmt_misc/WSLInterop || echo"), False),
+        (REGISTERS.replace("echo", "[ -e /init ] && echo"), True),
+        (REGISTERS.replace("echo", "[ -f /proc/sys/fs/binfmt_misc/register ] && echo"), True),
         (REGISTERS.replace("WSLInterop", "APE"), False),
         (REGISTERS.replace("echo", "PATH=/bin:/usr/bin; echo"), True),
     ],
@@ -109,13 +111,22 @@ def test_an_administrators_override(distro: support.Machine) -> None:
     assert EARLY in masks(distro)
 
 
+def test_a_drop_in_of_the_name_of_ours(distro: support.Machine) -> None:
+    """An administrator's that registers WSLInterop gives way to ours, and is not masked."""
+    distro.write(f"etc/systemd/system/{support.GUARD}", REGISTERS)
+    assert support.GUARD not in masks(distro)
+    early = distro.out.parent / "early" / support.GUARD
+    assert early.read_text() == distro.output()[support.GUARD]
+
+
 def test_units_that_register_it(distro: support.Machine) -> None:
-    """A unit that registers WSLInterop is not started where it is there; others, and links, are left alone."""
+    """A unit that only registers an entry is not started where it is there, and one that does more does not fail."""
     units = "etc/systemd/system"
     distro.write(f"{units}/wsl-binfmt.service", REGISTERS)
     ape = "ExecStart=/bin/sh -c \"echo ':APE:M::MZqFpD::/usr/bin/ape:' >/proc/sys/fs/binfmt_misc/register\"\n"
     distro.write(f"{units}/cosmo-binfmt.service", f"[Unit]\nAfter=wsl-binfmt.service\n[Service]\nType=oneshot\n{ape}")
     distro.write(f"{units}/both.service", f"{REGISTERS}\n{ape}")
+    distro.write(f"{units}/daemon.service", f"[Service]\n{ape}ExecStart=/usr/bin/aped\n")
     distro.write(f"{units}/listens.service", "[Service]\nExecStart=/usr/bin/listen 127.0.0.1:8080:register\n")
     distro.write(f"{units}/other.service", "[Service]\nExecStart=/bin/true\n")
     for name in "wsl.timer", "wsl.conf", "systemd-binfmt.service.d/x.service":
@@ -124,13 +135,19 @@ def test_units_that_register_it(distro: support.Machine) -> None:
     for number, target in enumerate(["nowhere", "/etc/passwd/x", "loop-2.service", "/dev/null"]):
         (distro.root / units / f"loop-{number}.service").symlink_to(target)
     assert distro.run().returncode == 0
-    expected = {"wsl-binfmt": ["WSLInterop"], "cosmo-binfmt": ["APE"], "both": ["WSLInterop", "APE"]}
+    goes_on = ["Service: SuccessExitStatus=1"]
+    expected = {
+        "wsl-binfmt": ["Unit: ConditionPathExists=!/proc/sys/fs/binfmt_misc/WSLInterop"],
+        "cosmo-binfmt": ["Unit: ConditionPathExists=!/proc/sys/fs/binfmt_misc/APE"],
+        "both": goes_on,
+        "daemon": goes_on,
+    }
     written = [path for path in distro.output() if not path.startswith(("sysinit", "systemd-", "binfmt-"))]
     assert sorted(written) == sorted(f"{name}.service.d/50-wsl-binfmt.conf" for name in expected)
-    for name, entries in expected.items():
-        lines = support.parse_unit(distro.output()[f"{name}.service.d/50-wsl-binfmt.conf"])["Unit"]
-        found = [value for key, value in lines if key == "ConditionPathExists"]
-        assert found == [f"!/proc/sys/fs/binfmt_misc/{entry}" for entry in entries]
+    for name, lines in expected.items():
+        sections = support.parse_unit(distro.output()[f"{name}.service.d/50-wsl-binfmt.conf"]).items()
+        found = [f"{section}: {key}={value}" for section, settings in sections for key, value in settings]
+        assert [line for line in found if "Documentation" not in line] == lines
 
 
 def test_a_copy_of_the_service(distro: support.Machine) -> None:
