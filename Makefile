@@ -56,7 +56,7 @@ install: $(if $(SCDOC),$(PAGES))
 	install -D -m 644 -t $(ZSH_COMPLETION) packaging/completion/_wsl-binfmt
 	$(foreach page,$(if $(SCDOC),$(PAGES)),install -D -m 644 -t $(call man_dir,$(page)) $(page) &&) :
 	sed -i -e 's/@VERSION@/$(VERSION)/' \
-		-e '/^LOCAL, USR = /!s,/usr/\(bin/wsl-binfmt\|lib/wsl-binfmt-generator\|lib/systemd/system/\|lib/systemd/system-generators/\),$(PREFIX)/\1,g' \
+		-e 's,/usr/\(bin/wsl-binfmt\|lib/wsl-binfmt-generator\|lib/systemd/system/\|lib/systemd/system-generators/\),$(PREFIX)/\1,g' \
 		$(DESTDIR)$(PREFIX)/bin/wsl-binfmt \
 		$(LIB)/systemd/system-generators/wsl-binfmt-generator \
 		$(LIB)/wsl-binfmt-generator/wsl_binfmt/command.py \
