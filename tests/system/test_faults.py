@@ -122,6 +122,22 @@ def test_the_watch_is_out_of_memory(vm: Vm, boot: Boot) -> None:
     assert "Traceback" not in distro.journal(WATCH)
 
 
+def test_a_reload_while_the_watch_is_late(few_vm: Vm, boot: Boot) -> None:
+    """It leaves a missing WSLInterop to the watch, which knows whether an administrator has disabled it."""
+    distro = boot(few_vm)
+    eventually(lambda: quiet(distro))
+    distro.run("kill", "-STOP", main_pid(distro))
+    few_vm.write("WSLInterop", "-1")
+    distro.systemctl("start", "wsl-binfmt-boot.service")
+    assert few_vm.entry("WSLInterop") is None
+    distro.run("kill", "-CONT", main_pid(distro))
+    eventually(lambda: right(few_vm))
+    distro.systemctl("stop", WATCH)
+    few_vm.write("WSLInterop", "-1")
+    distro.systemctl("start", "wsl-binfmt-boot.service")
+    assert right(few_vm)
+
+
 def test_the_watch_is_late(vm: Vm, boot: Boot) -> None:
     """A start that has replaced each entry before the watch looks is no wipe, and may go on to register WSLInterop."""
     distro = boot(vm)
