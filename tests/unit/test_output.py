@@ -76,7 +76,7 @@ REGISTERS = "[Service]\nExecStartPost=/bin/sh -c 'echo :WSLInterop:M::MZ::/init:
         (REGISTERS.replace("Post=", "Post = -"), True),
         (REGISTERS.replace("Post", ""), True),
         (REGISTERS.replace("echo ", "echo \\\n"), True),
-        (REGISTERS.replace("WSL", "WSL\\\n"), True),
+        (REGISTERS.replace("WSL", "WSL\\\n"), False),  # the backslash becomes a blank
         (REGISTERS.replace("Exec", "#Exec"), False),
         ("# see :WSLInterop: and /proc/sys/fs/binfmt_misc/register\n[Unit]\n", False),
         (REGISTERS.replace("echo", "echo -1 >WSLInterop; echo"), True),
@@ -127,6 +127,15 @@ def test_units_that_register_it(distro: support.Machine) -> None:
     distro.write(f"{units}/cosmo-binfmt.service", f"[Unit]\nAfter=wsl-binfmt.service\n[Service]\nType=oneshot\n{ape}")
     distro.write(f"{units}/both.service", f"{REGISTERS}\n{ape}")
     distro.write(f"{units}/daemon.service", f"[Service]\n{ape}ExecStart=/usr/bin/aped\n")
+    start = ape.partition("=")[2].strip()
+    distro.write(f"{units}/line.service", f'[Service]\nExecStart=+{start[:-1]}; exec aped"\n')
+    distro.write(f"{units}/careful.service", f"[Service]\nExecStartPre=+-{start}\nExecStart=/usr/bin/aped\n")
+    distro.write(
+        f"{units}/qemu.service", "[Service]\n" + ape.replace("APE", "qemu-x86_64").replace("/bin/sh", ":/bin/sh")
+    )
+    distro.write(
+        f"{units}/tests.service", "[Service]\n" + ape.replace("echo", '[ -e "/proc/sys/fs/binfmt_misc/APE" ] || echo')
+    )
     distro.write(f"{units}/listens.service", "[Service]\nExecStart=/usr/bin/listen 127.0.0.1:8080:register\n")
     distro.write(f"{units}/other.service", "[Service]\nExecStart=/bin/true\n")
     for name in "wsl.timer", "wsl.conf", "systemd-binfmt.service.d/x.service":
@@ -135,12 +144,19 @@ def test_units_that_register_it(distro: support.Machine) -> None:
     for number, target in enumerate(["nowhere", "/etc/passwd/x", "loop-2.service", "/dev/null"]):
         (distro.root / units / f"loop-{number}.service").symlink_to(target)
     assert distro.run().returncode == 0
-    goes_on = ["Service: SuccessExitStatus=1"]
     expected = {
         "wsl-binfmt": ["Unit: ConditionPathExists=!/proc/sys/fs/binfmt_misc/WSLInterop"],
         "cosmo-binfmt": ["Unit: ConditionPathExists=!/proc/sys/fs/binfmt_misc/APE"],
-        "both": goes_on,
-        "daemon": goes_on,
+        "both": [
+            "Service: ExecStartPost=",
+            "Service: ExecStart=",
+            f"Service: ExecStartPost=-{REGISTERS.partition('=')[2]}",
+            f"Service: ExecStart=-{start}",
+        ],
+        "daemon": ["Service: ExecStart=", f"Service: ExecStart=-{start}", "Service: ExecStart=/usr/bin/aped"],
+        "line": ["Service: ExecStart=", f'Service: ExecStart=-+{start[:-1]}; exec aped"'],
+        "careful": ["Service: ExecStartPre=", f"Service: ExecStartPre=+-{start}"],
+        "qemu": ["Unit: ConditionPathExists=!/proc/sys/fs/binfmt_misc/qemu-x86_64"],
     }
     written = [path for path in distro.output() if not path.startswith(("sysinit", "systemd-", "binfmt-"))]
     assert sorted(written) == sorted(f"{name}.service.d/50-wsl-binfmt.conf" for name in expected)
