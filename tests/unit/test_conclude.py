@@ -267,3 +267,24 @@ def test_messages(said: str, part: str) -> None:
 def test_what_a_program_says_itself(said: str) -> None:
     """Is not taken for a message of /init's, and not recorded."""
     assert not launch._may_be_of_init("/mnt/c/x.exe", said)
+
+
+ON_DRIVE: dict[str, object] = {"path": "/mnt/c", "mount": {"target": "/mnt/c", "kind": "9p"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, True),
+        ({"session": {"cwd": ON_DRIVE}}, True),
+        ({"session": {"cwd": ON_DRIVE}, "program": {"place": ON_DRIVE}}, False),
+        ({"session": {"cwd": ON_DRIVE}, "program": None}, False),
+        ({"program": None}, True),
+        ({"launch": {"program": "./app.exe", "status": 0}}, False),
+        ({"conf": {"changed": 1999999999.0}}, False),
+    ],
+)
+def test_no_file_server(changes: dict[str, object], expected: bool) -> None:
+    """It concerns the program and the current directory, where they are in the Linux file system."""
+    found = conclude.conclude(machines.load("no-file-server", **changes))
+    assert ("no-file-server" in found.ids) is expected

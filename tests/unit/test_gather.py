@@ -20,6 +20,7 @@ from wsl_binfmt.diagnosis import bounded, gather, gather_session, gather_systemd
 from wsl_binfmt.diagnosis import machine as m
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -370,11 +371,19 @@ def test_link_that_only_windows_understands(monkeypatch: pytest.MonkeyPatch, tmp
     link = tmp_path / "nas"
     link.symlink_to("share")
 
-    def refuse(path: str, *_: object, **__: object) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+    (tmp_path / "home").symlink_to(tmp_path)
+    realpath, stat = os.path.realpath, os.stat
+
+    def unless_below(call: Callable[[str], object]) -> Callable[[str], object]:
+        def do(path: str, *_: object, **__: object) -> object:
+            if "/nas" in path:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+            return call(path)
+
+        return do
 
     with monkeypatch.context() as patch:
-        patch.setattr(os.path, "realpath", refuse)
-        patch.setattr(os, "stat", lambda path: refuse(path) if path.startswith(str(link)) else os.lstat(path))
-        found = gather_session.place(f"{link}/tool.exe", [])
+        patch.setattr(os.path, "realpath", unless_below(realpath))
+        patch.setattr(os, "stat", unless_below(stat))
+        found = gather_session.place(f"{tmp_path}/home/nas/tool.exe", [])
     assert (found.state, found.way[-1].path, found.ends_in_link) == ("Input/output error", str(tmp_path), True)

@@ -201,6 +201,8 @@ def test_a_service_that_replaces_each_entry(distro: Distro) -> None:
     distro.add(QEMU)
     distro.settle()
     for has_looked in False, True:
+        distro.look(1.1)
+        distro.settle()
         distro.rule(QEMU)
         if has_looked:
             distro.look(changed=False)

@@ -85,6 +85,7 @@ REGISTERS = "[Service]\nExecStartPost=/bin/sh -c 'echo :WSLInterop:M::MZ::/init:
         (REGISTERS.replace("echo", "[ -e /proc/sys/fs/binfmt_misc/WSLInterop ] || echo"), False),
         (REGISTERS.replace("echo", "test -f /proc/sys/fs/binfmt_misc/WSLInterop || echo"), False),
         (REGISTERS.replace("echo", "[ -e /init ] && echo"), True),
+        (REGISTERS.replace("echo", "[ -e /proc/sys/fs/binfmt_misc/register ] && echo"), True),
         (REGISTERS.replace("echo", "[ -f /proc/sys/fs/binfmt_misc/register ] && echo"), True),
         (REGISTERS.replace("WSLInterop", "APE"), False),
         (REGISTERS.replace("echo", "PATH=/bin:/usr/bin; echo"), True),
@@ -126,6 +127,7 @@ def test_units_that_register_it(distro: support.Machine) -> None:
     ape = "ExecStart=/bin/sh -c \"echo ':APE:M::MZqFpD::/usr/bin/ape:' >/proc/sys/fs/binfmt_misc/register\"\n"
     distro.write(f"{units}/cosmo-binfmt.service", f"[Unit]\nAfter=wsl-binfmt.service\n[Service]\nType=oneshot\n{ape}")
     distro.write(f"{units}/both.service", f"{REGISTERS}\n{ape}")
+    distro.write(f"{units}/twice.service", f"[Service]\n{ape}{ape}")
     distro.write(f"{units}/daemon.service", f"[Service]\n{ape}ExecStart=/usr/bin/aped\n")
     start = ape.partition("=")[2].strip()
     distro.write(f"{units}/line.service", f'[Service]\nExecStart=+{start[:-1]}; exec aped"\n')
@@ -154,6 +156,7 @@ def test_units_that_register_it(distro: support.Machine) -> None:
             f"Service: ExecStart=-{start}",
         ],
         "daemon": ["Service: ExecStart=", f"Service: ExecStart=-{start}", "Service: ExecStart=/usr/bin/aped"],
+        "twice": ["Service: ExecStart=", *[f"Service: ExecStart=-{start}"] * 2],
         "line": ["Service: ExecStart=", f'Service: ExecStart=-+{start[:-1]}; exec aped"'],
         "careful": ["Service: ExecStartPre=", f"Service: ExecStartPre=+-{start}"],
         "qemu": ["Unit: ConditionPathExists=!/proc/sys/fs/binfmt_misc/qemu-x86_64"],

@@ -128,6 +128,8 @@ def no_file_server(machine: m.Machine) -> Iterator[Found]:
 
     Programs on a drive of Windows start from a directory on such a drive.
     """
+    if machine.launch and machine.launch.status == 0:
+        return
     place = machine.program.place if machine.program and subject.of(machine).kind == subject.WINDOWS else None
     if is_pending(machine) or (is_of_windows(machine.session.cwd) and (place is None or is_of_windows(place))):
         return

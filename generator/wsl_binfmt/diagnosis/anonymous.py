@@ -69,6 +69,8 @@ def _replacements() -> "Dict[re.Pattern[str], str]":
             found[re.compile(f"{re.escape(home)}(?![^/])")] = "/home/USER"
     # Homes of users that are not in /etc/passwd, such as those of Windows.
     found[re.compile(r"(?i)((?:/|\\)(?:home|Users)(?:/|\\))(?!USER\b)[^/\\:;\"]+")] = r"\1USER"
+    # A network drive: path=UNC\SERVER\SHARE of its mount.
+    found[re.compile(r"(?i)(path=UNC\\|\\\\(?!wsl))[^\\;]+\\[^\\;]+")] = r"\1SERVER\\SHARE"
     for names, replacement in (users, "USER"), (hosts, "HOST"), ([distro], "DISTRO"):
         for name in sorted(set(names), key=len, reverse=True):
             if len(name) >= NAME_MIN and not name.isdigit() and name.lower() not in COMMON:

@@ -162,10 +162,7 @@ def read_cwd(mounts: List[m.Mount]) -> m.Place:
 
 def place(path: str, mounts: List[m.Mount]) -> m.Place:
     """Look at a path, and at all that is on the way to it."""
-    try:
-        real = os.path.realpath(path)
-    except OSError:  # a link that Windows has made; Python 3.13 and later stop there instead
-        real = os.path.abspath(path)
+    real = _real(path)
     parts = [part for part in real.split("/") if part]
     way: List[m.Element] = []
     for number in range(len(parts) + 1):
@@ -177,6 +174,15 @@ def place(path: str, mounts: List[m.Mount]) -> m.Place:
             return m.Place(path, seen, way, mount_of(real, mounts), os.path.islink(each))
         way.append(m.Element(each, status.st_uid, status.st_gid, status.st_mode))
     return m.Place(path, m.THERE, way, mount_of(real, mounts))
+
+
+def _real(path: str) -> str:
+    """Follow links, up to one of Windows that cannot be read; realpath() raises there before Python 3.13."""
+    try:
+        return os.path.realpath(path)
+    except OSError:
+        directory, name = os.path.split(os.path.abspath(path))
+        return os.path.join(_real(directory), name)
 
 
 def mount_of(path: str, mounts: List[m.Mount]) -> Optional[m.Mount]:

@@ -24,8 +24,9 @@ UNREADABLE = "Windows could not read it, or the current directory."
 NOT_REACHED = (
     "Windows could not start it. It is in the Linux file system, which Windows sees as \\\\wsl.localhost: a policy "
     "such as AppLocker may forbid programs there, or Windows does not reach it. Try a copy of it on a drive of "
-    "Windows. If the copy starts, run `wsl.exe --shutdown` on Windows. If that does not help, look into the registry: "
-    "P9NP belongs into ProviderOrder, in HKLM\\SYSTEM\\CurrentControlSet\\Control\\NetworkProvider\\Order."
+    "Windows. If the copy does not start either, it is no program for this Windows. If it does, run `wsl.exe "
+    "--shutdown` on Windows. If that does not help, look into the registry: P9NP belongs into ProviderOrder, in "
+    "HKLM\\SYSTEM\\CurrentControlSet\\Control\\NetworkProvider\\Order."
 )
 # If Windows did not start a program, its message has no such prefix.
 WINDOWS_ERRORS = {
