@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import marshal
 import time
 from functools import partial
 from typing import TYPE_CHECKING
@@ -142,6 +143,12 @@ def test_an_entry_for_ape_of_another_distro(vm: Vm, boot: Boot) -> None:
         vm.write("wine", "-1")
 
 
+def knows_that_it_is_disabled(distro: Distro) -> bool:
+    """Whether the watch has saved that WSLInterop was disabled by hand."""
+    state = marshal.loads(distro.path("/run/wsl-binfmt/state").read_bytes())  # noqa: S302 - the watch's own
+    return bool(state[1]["disabled"])
+
+
 def test_disabled_at_every_instant(few_vm: Vm, boot: Boot) -> None:
     """After `echo 0 >WSLInterop`, no program starts because of the watch, through wipes, losses and restarts."""
     distros = [boot(few_vm, start_limit=False) for _ in range(2)]
@@ -150,6 +157,9 @@ def test_disabled_at_every_instant(few_vm: Vm, boot: Boot) -> None:
     few_vm.write("WSLInterop", "0")
     if few_vm.entry("WSLInterop-late"):
         few_vm.write("WSLInterop-late", "-1")
+    # If the table is emptied before a watch has seen that, nothing says so any more.
+    for distro in distros:
+        eventually(partial(knows_that_it_is_disabled, distro))
     with distros[0].launching() as launches:
         for _ in range(10):
             few_vm.write("status", "-1")
