@@ -53,6 +53,11 @@ WATCH = "wsl-binfmt-watch.service"
 STATE = f"systemctl is-active {WATCH}; systemctl list-jobs; journalctl --quiet --lines=30"
 
 
+def knows_that_it_is_disabled(distro: bed.Distro) -> bool:
+    """Whether the watch has saved that WSLInterop was disabled by hand."""
+    return b"disabledT" in distro.path("/run/wsl-binfmt/state").read_bytes()
+
+
 def quiet(distro: bed.Distro) -> bool:
     """Whether the distro has nothing left to do, and still watches."""
     return distro.systemctl("is-active", WATCH, check=False) == "active\n" and no_jobs(distro)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from bed import SLOWNESS, TABLE, WSL_INTEROP
 from checks import briefly, eventually, quiet, right
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from bed import Distro, Vm
 
@@ -88,17 +89,24 @@ def main_pid(distro: Distro) -> str:
     return distro.run("systemctl", "show", "--property=MainPID", "--value", WATCH).strip()
 
 
+@contextlib.contextmanager
+def standing(distro: Distro) -> Iterator[None]:
+    """Keep the watch from running, as a machine that is too busy does."""
+    eventually(lambda: quiet(distro))
+    distro.run("kill", "-STOP", main_pid(distro))
+    yield
+    distro.run("kill", "-CONT", main_pid(distro))
+
+
 def test_the_watch_is_stopped_and_continued(vm: Vm, boot: Boot) -> None:
     """The services need no watch, and what happened meanwhile is repaired as soon as it goes on."""
     distro = boot(vm, files=OURS, start_limit=False)
-    eventually(lambda: quiet(distro))
-    distro.run("kill", "-STOP", main_pid(distro))
-    with distro.launching() as launches:
-        distro.systemctl("restart", "systemd-binfmt.service")
-    assert launches.failed == 0
-    vm.write("status", "-1")
-    assert not distro.interop()
-    distro.run("kill", "-CONT", main_pid(distro))
+    with standing(distro):
+        with distro.launching() as launches:
+            distro.systemctl("restart", "systemd-binfmt.service")
+        assert launches.failed == 0
+        vm.write("status", "-1")
+        assert not distro.interop()
     eventually(lambda: right(vm) and distro.interop() and "x" in vm.names())
     assert distro.wait_until_up() == "running"
     # Stopped while it has the lock, or waits for it, it delays no other program for long.
@@ -125,12 +133,10 @@ def test_the_watch_is_out_of_memory(vm: Vm, boot: Boot) -> None:
 def test_a_reload_while_the_watch_is_late(few_vm: Vm, boot: Boot) -> None:
     """It leaves a missing WSLInterop to the watch, which knows whether an administrator has disabled it."""
     distro = boot(few_vm)
-    eventually(lambda: quiet(distro))
-    distro.run("kill", "-STOP", main_pid(distro))
-    few_vm.write("WSLInterop", "-1")
-    distro.systemctl("start", "wsl-binfmt-boot.service")
-    assert few_vm.entry("WSLInterop") is None
-    distro.run("kill", "-CONT", main_pid(distro))
+    with standing(distro):
+        few_vm.write("WSLInterop", "-1")
+        distro.systemctl("start", "wsl-binfmt-boot.service")
+        assert few_vm.entry("WSLInterop") is None
     eventually(lambda: right(few_vm))
     distro.systemctl("stop", WATCH)
     few_vm.write("WSLInterop", "-1")
@@ -141,11 +147,9 @@ def test_a_reload_while_the_watch_is_late(few_vm: Vm, boot: Boot) -> None:
 def test_the_watch_is_late(vm: Vm, boot: Boot) -> None:
     """A start that has replaced each entry before the watch looks is no wipe, and may go on to register WSLInterop."""
     distro = boot(vm)
-    eventually(lambda: quiet(distro))
-    distro.run("kill", "-STOP", main_pid(distro))
-    distro.systemctl("restart", "systemd-binfmt.service")
-    vm.write("WSLInterop", "-1")
-    distro.run("kill", "-CONT", main_pid(distro))
+    with standing(distro):
+        distro.systemctl("restart", "systemd-binfmt.service")
+        vm.write("WSLInterop", "-1")
     eventually(lambda: vm.entry("WSLInterop-temporary"))
     vm.register(WSL_INTEROP)
     eventually(lambda: right(vm))

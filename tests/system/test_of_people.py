@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import marshal
 import time
 from functools import partial
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import bed
-from checks import WATCH, eventually, inodes, quiet, right
+from checks import WATCH, eventually, inodes, knows_that_it_is_disabled, quiet, right
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,12 +140,6 @@ def test_an_entry_for_ape_of_another_distro(vm: Vm, boot: Boot) -> None:
         vm.write("register", RIVAL)
         eventually(lambda: distro.answer(ape).startswith("/usr/bin/ape") and right(vm) and distro.interop())
         vm.write("wine", "-1")
-
-
-def knows_that_it_is_disabled(distro: Distro) -> bool:
-    """Whether the watch has saved that WSLInterop was disabled by hand."""
-    state = marshal.loads(distro.path("/run/wsl-binfmt/state").read_bytes())  # noqa: S302 - the watch's own
-    return bool(state[1]["disabled"])
 
 
 def test_disabled_at_every_instant(few_vm: Vm, boot: Boot) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import bed
-from checks import briefly, eventually, foreign_program, inodes, quiet, right
+from checks import briefly, eventually, foreign_program, inodes, knows_that_it_is_disabled, quiet, right
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -285,7 +285,7 @@ def test_what_happens_while_the_watch_is_down(vm: Vm, boot: Boot) -> None:
         eventually(lambda: {"x", "y", "z"} <= set(vm.names()) and right(vm) and quiet(distro), 2)
         assert vm.names().index("WSLInterop") < vm.names().index("wine")
     vm.write("WSLInterop", "0")
-    eventually(lambda: b"disabledT" in distro.path("/run/wsl-binfmt/state").read_bytes())
+    eventually(lambda: knows_that_it_is_disabled(distro))
     distro.systemctl("kill", "--signal=KILL", "wsl-binfmt-watch.service")
     vm.write("status", "-1")
     eventually(lambda: (vm.entry("WSLInterop") or "").startswith("disabled") and "x" in vm.names(), 2)
