@@ -48,9 +48,9 @@ class OwnEntries:
         # have not started again within a second.
         invocations = {service: _invocation(service) for service in rules.SERVICES}
         self._invocations: "dict[str, str]" = {**invocations, **saved.get("invocations", {})}
-        self._started = -SECOND  # when one was seen to have started
         self._stopped: "dict[str, float]" = {}
         self._ended: "set[str]" = saved.get("ended", set())
+        self._started = -SECOND  # when a service was seen to have started
         self._known = rules.read()
 
     def state(self) -> "dict[str, Any]":

@@ -18,6 +18,8 @@ DRIVE_BROKEN = (
     "The connection of that drive to Windows is broken, as it may be after Windows has slept: run `wsl.exe --shutdown` "
     "on Windows. If that does not help, the drive may be full."
 )
+FOR_ALL_USERS = "WSL lets all users use /run/WSL and what is in it: see `ls -la /run/WSL`."
+OUTSIDE = "Run the program outside of the sandbox."
 
 
 def chosen_socket(machine: m.Machine) -> Optional[m.Socket]:
@@ -65,7 +67,7 @@ def sandboxed(machine: m.Machine) -> Iterator[Found]:
     RestrictAddressFamilies=.
     """
     if machine.session.sandbox:
-        yield Found([machine.session.sandbox], advice="Run the program outside of the sandbox.")
+        yield Found([machine.session.sandbox], advice=OUTSIDE)
 
 
 @problem(ERROR, WINDOWS)
@@ -116,8 +118,7 @@ def interop_socket_dead(machine: m.Machine) -> Iterator[Found]:
             yield Found([f"WSL_INTEROP={session.wsl_interop}, which is gone"], _export(machine), _advice(machine))
     elif chosen is not None and chosen.is_closed:
         summary = "This user may not use the socket that /init takes."
-        advice = "WSL lets all users use /run/WSL and what is in it: see `ls -la /run/WSL`."
-        yield Found([f"{chosen.path}: permission denied"], _export(machine), advice, summary=summary)
+        yield Found([f"{chosen.path}: permission denied"], _export(machine), FOR_ALL_USERS, summary=summary)
     elif chosen is not None and chosen.is_listening is False:
         is_named = chosen.path == session.wsl_interop
         summary = "" if is_named else "Nothing listens at the socket that /init takes, as WSL_INTEROP names none."

@@ -45,6 +45,7 @@ WINDOWS_ERRORS = {
 # What musl says, with which WSL builds /init, where glibc says something else.
 MUSL = "I/O error", "Out of memory", "Resource busy", "Operation timed out", "Not supported", "Filename too long"
 ERRORS = frozenset([*map(os.strerror, errno.errorcode), *MUSL])
+ANOTHER_SOCKET = "Open a new terminal, or set WSL_INTEROP to another socket in /run/WSL."
 # What /init's own errors mean, by a pattern.
 MEANINGS = {
     "accept4 failed 110": "Windows did not call back within ten seconds. Interop is off outside of this distro (by a "
@@ -52,15 +53,14 @@ MEANINGS = {
     "hv_sock is broken. Older WSL fails like this if WSLENV hands over very long variables. Run `wsl.exe --shutdown` "
     "on Windows, and try again.",
     "(socket|connect) failed (1|97)\\b": "A sandbox forbids the sockets by which /init reaches Windows, and by which "
-    "Windows calls back (hv_sock). Run the program outside of the sandbox.",
+    f"Windows calls back (hv_sock). {about_session.OUTSIDE}",
     "[Vv]sock|socket failed": "/init could not make the connection by which Windows calls back (hv_sock). A sandbox or "
     "a container may forbid it. If it fails everywhere, run `wsl.exe --shutdown` on Windows.",
-    "connect failed 13\\b": "This user may not use the socket that /init took. WSL lets all users use /run/WSL and "
-    "what is in it: see `ls -la /run/WSL`.",
+    "connect failed 13\\b": f"This user may not use the socket that /init took. {about_session.FOR_ALL_USERS}",
     "connect failed 2\\b": "Nothing listens at the socket that WSL_INTEROP names: it is gone, as the terminal that it "
-    "belongs to was closed. Open a new terminal, or set WSL_INTEROP to another socket in /run/WSL.",
+    f"belongs to was closed. {ANOTHER_SOCKET}",
     "UtilConnectUnix|ConnectToInteropServer|connect failed": "Nothing listens at the socket that /init took: the "
-    "terminal that it belongs to was closed. Open a new terminal, or set WSL_INTEROP to another socket in /run/WSL.",
+    f"terminal that it belongs to was closed. {ANOTHER_SOCKET}",
     "current[_ ]path|getcwd|chdir": "/init could not use the current directory: it was removed, or may not be entered. "
     "Run `cd /` and try again.",
     "execv": "/init could not start a Linux program, such as the user's shell in /etc/passwd.",
